@@ -1,0 +1,42 @@
+"""The rooms behind `model_tools`, and what all of them share: two messages and how to write a number."""
+
+import re
+
+
+class ModelError(Exception):
+    """Something is wrong with a model, folder, Hub answer or machine: what, in which file, and what to do next."""
+
+
+class ModelWarning(UserWarning):
+    """A number is still given, but read this first."""
+
+
+def format_bytes(n: int) -> str:
+    """A size in 1024s: `866 B`, `20.46 KiB`, `4.66 GiB`."""
+    if n < 1024:
+        return f"{n:,} B"
+    size = float(n)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1023.995:  # above this, two decimals would round up to 1024.00
+            return f"{size:.2f} {unit}"
+    return f"{size / 1024:,.2f} TiB"
+
+
+def format_count(n: int) -> str:
+    """A count in full, then rounded: `1,249,689,600 (~1.250 B)`, `49,552,704 (~49.6 M)`; B is 10^9, M is 10^6."""
+    if n >= 500_000_000:
+        return f"{n:,} (~{n / 1e9:.3f} B)"
+    if n >= 500_000:
+        return f"{n:,} (~{n / 1e6:.1f} M)"
+    return f"{n:,}"
+
+
+def format_share(share: float) -> str:
+    """A share of 0 to 1 in percent: `59.2%`; what is there but would round to nothing is `<0.1%`."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def visible(name: str) -> str:
+    """A name from a model folder, safe to print: control characters, as in a newline, are written as escapes."""
+    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", lambda match: ascii(match[0])[1:-1], name)

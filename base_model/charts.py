@@ -1,0 +1,165 @@
+"""A table to an Axes. Data first, `ax=None` makes a new figure, the Axes is returned; only `save_chart` writes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import format_bytes, format_count, format_share, visible
+from base_model.tensors import COMPONENTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: distinct for colour-blind readers and in print. One colour per component, everywhere.
+COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True))
+NEUTRAL = "#56B4E9"  # where components play no part
+OUTSIDE = -3  # where `plot_layers` puts what is in no layer, clear of layer 0
+
+
+def _axes(ax: "Axes | None", height: float) -> "Axes":
+    """`ax`, or the Axes of a new figure 9 inches wide, in the house style."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        figure: Any = plt.figure(figsize=(9, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
+        ax = figure.add_subplot()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
+    ax.grid(color="#E5E5E5")
+    return ax
+
+
+def _rows(ax: "Axes", names: Iterable[str]) -> list[str]:
+    """Name the rows of a horizontal bar chart, first at the top; room at the right for the labels of the bars."""
+    names = [visible(name) for name in names]
+    ax.set_yticks(range(len(names)), names)
+    for label in ax.get_yticklabels():
+        label.set_parse_math(False)  # a file may be called $x$
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return names
+
+
+def _label(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
+    """Write each bar's figure at its end, and widen the axis so that the longest fits."""
+    labels = list(labels)
+    for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
+        ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center")
+    longest = max(map(len, labels), default=0)
+    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - 0.0155 * longest))
+
+
+def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the size of every file of `list_files`, largest first; x in GiB or MiB, labels with the exact unit."""
+    files = files.sort_values("size", ascending=False, kind="stable")
+    ax = _axes(ax, 1.4 + 0.34 * len(files))
+    unit, scale = ("GiB", 2**30) if files["size"].max() >= 2**30 else ("MiB", 2**20)
+    sizes = files["size"] / scale
+    ax.barh(range(len(files)), sizes, color=NEUTRAL)
+    _rows(ax, files["file"])
+    _label(ax, sizes, map(format_bytes, files["size"]))
+    ax.set_title(f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files", loc="left", pad=12)
+    ax.set(xlabel=f"size ({unit})")
+    return ax
+
+
+def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
+    table = _by_component(tensors, "file")
+    ax = _axes(ax, 2 + 0.5 * len(table))
+    totals = table.sum(axis=1)
+    unit, scale = _unit(totals.max())
+    _stack(ax.barh, range(len(table)), table / scale, "left")
+    _rows(ax, table.index)
+    _label(ax, totals / scale, map(format_count, totals))
+    ax.set_title(f"Parameters per file: {format_count(totals.sum())} in all", loc="left", pad=12)
+    ax.set(xlabel=f"parameters ({unit})")
+    _legend(ax)
+    return ax
+
+
+def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the parameters of each component of `read_tensors`, largest first, with their share."""
+    totals = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False)
+    ax = _axes(ax, 1.4 + 0.45 * len(totals))
+    unit, scale = _unit(totals.max())
+    ax.barh(range(len(totals)), totals / scale, color=[COLOURS[component] for component in totals.index])
+    _rows(ax, totals.index)
+    shares = totals / max(totals.sum(), 1)
+    labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
+    _label(ax, totals / scale, labels)
+    ax.set_title("Parameters by component", loc="left", pad=12)
+    ax.set(xlabel=f"parameters ({unit})")
+    return ax
+
+
+def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Columns: the parameters of each layer of `read_tensors`, split by component; first, what is in no layer."""
+    table = _by_component(tensors.assign(layer=tensors["layer"].fillna(OUTSIDE)), "layer")
+    ax = _axes(ax, 4)
+    unit, scale = _unit(table.sum(axis=1).max())
+    _stack(ax.bar, table.index, table / scale, "bottom")
+    step = max(1, len(table) // 16)  # room for about 16 numbers below the columns
+    ticks = [layer for layer in table.index if layer == OUTSIDE or layer % step == 0]
+    ax.set_xticks(ticks, ["outside" if layer == OUTSIDE else str(layer) for layer in ticks])
+    ax.grid(visible=False, axis="x")
+    ax.set_title("Parameters by layer, and outside of all layers", loc="left", pad=12)
+    ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
+    _legend(ax)
+    return ax
+
+
+def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
+    ax = _axes(ax, 1.6 + 0.45 * len(table))
+    speeds = table["tokens_per_s"].fillna(0)
+    ax.barh(range(len(table)), speeds, color=NEUTRAL)
+    _rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
+    _label(ax, speeds, [_run_label(run) for run in table.itertuples()])
+    ax.set_title("Speed: decoding, and the wait for the first token", loc="left", pad=12)
+    ax.set(xlabel="decoding speed (tokens/s)")
+    return ax
+
+
+def _run_label(run: Any) -> str:
+    speed = "n/a" if pd.isna(run.tokens_per_s) else f"{run.tokens_per_s:.1f} tokens/s"
+    wait = "n/a" if pd.isna(run.first_token_s) else f"{run.first_token_s:.2f} s"
+    return f"{speed}, first token {wait}"
+
+
+def _by_component(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Parameters: one row per group, one column per component that occurs, in the fixed order."""
+    table = tensors.pivot_table(index=by, columns="component", values="parameters", aggfunc="sum", fill_value=0)
+    return table[[component for component in COMPONENTS if component in table]]
+
+
+def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFrame, base: str) -> None:
+    """Draw the columns of `table` on top of one another with `ax.bar` (base: bottom) or `ax.barh` (base: left)."""
+    starts = table.cumsum(axis=1) - table
+    for component in table:
+        style = {"color": COLOURS[component], "label": component, base: starts[component]}
+        bars(places, table[component], **style)
+
+
+def _legend(ax: "Axes") -> None:
+    """The components in one row below the axis, four lines of text down: clear of its label at any height."""
+    columns = len(ax.get_legend_handles_labels()[1])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)
+
+
+def _unit(largest: float) -> tuple[str, float]:
+    """The unit of an axis of counts, by its largest value."""
+    return ("billions", 1e9) if largest >= 5e8 else ("millions", 1e6) if largest >= 5e5 else ("count", 1)
+
+
+def save_chart(ax: "Axes", path: str | Path) -> Path:
+    """Save the chart's figure as a PNG, its folder made if need be; the same table gives the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure: Any = ax.get_figure(root=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})  # a version in the file would change its bytes
+    return path

@@ -1,0 +1,170 @@
+"""Run the model by two methods on one footing: same weights, prompt, device, dtype, greedy decoding, same clock."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from base_model import ModelError
+from base_model.checkpoint import missing_parts
+from base_model.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One measured answer. Times run from the prompt as text to the answer as text; NaN where there is no figure."""
+
+    text: str
+    method: str
+    device: str
+    dtype: str
+    prompt_tokens: int
+    new_tokens: int
+    first_token_s: float  # prompt to first token: tokenising and prefill
+    total_s: float
+    tokens_per_s: float  # decoding alone: the tokens after the first, over the time they took
+    token_ids: tuple[int, ...]  # the new tokens
+
+
+class _Clock:
+    """A streamer, as `generate` takes one: notes what arrives and when. The first to arrive is the prompt."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[tuple[float, list[int]]] = []
+
+    def put(self, tokens: Any) -> None:
+        self.arrivals.append((time.perf_counter(), tokens.flatten().tolist()))
+
+    def end(self) -> None:
+        """Part of the streamer's protocol; nothing is left to note."""
+
+
+def available_devices() -> list[str]:
+    """`["cpu"]`, and the accelerator of this machine if it has one: `["cpu", "mps"]`, `["cpu", "cuda"]`."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu"] + ([accelerator.type] if accelerator else [])
+
+
+def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
+    """The model and its tokenizer from a complete local folder, on `device`, ready to generate.
+
+    `dtype` is "float32", "bfloat16" or "float16"; None keeps the one the weights are stored in.
+    Raises ModelError for an incomplete folder, an absent device, or weights that do not match the architecture.
+    """
+    folder = Path(folder)
+    _require_device(device)
+    if missing := missing_parts(folder):
+        raise ModelError(f"{folder} is not a complete model: {'; '.join(missing)}. `fetch_model` completes it.")
+    tokenizer = load_tokenizer(folder)
+    return _load_weights(folder, dtype).to(device).eval(), tokenizer
+
+
+def _require_device(device: str) -> None:
+    present = available_devices()
+    if device.split(":")[0] not in present:
+        raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(present)}.")
+
+
+def _load_weights(folder: Path, dtype: str | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {error}") from error
+    model, report = loaded
+    # transformers would fill what is missing with random numbers and only log it.
+    if wrong := {kind: names for kind, names in report.items() if names}:
+        raise ModelError(f"The weights in {folder} do not fit config.json: {wrong}. Download the folder again.")
+    return model
+
+
+def generate_with_pipeline(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 50) -> Generation:
+    """Method 1: `transformers.pipeline`, which does tokenising, generation and decoding in one call.
+
+    Greedy, after one warm-up run. An instruct model gets the prompt through its chat template, a base model as it is.
+    """
+    from transformers import pipeline
+
+    # Without `device`, pipeline() would move the model to an accelerator by itself.
+    pipe: Any = pipeline("text-generation", model=model, tokenizer=tokenizer, device=model.device)
+    text_inputs = _conversation(prompt) if tokenizer.chat_template else prompt
+
+    def run(clock: _Clock, limit: int) -> str:
+        options = {"do_sample": False, "max_new_tokens": limit, "return_full_text": False, "streamer": clock}
+        return pipe(text_inputs, **options)[0]["generated_text"]
+
+    return _measure("pipeline", model, run, max_new_tokens)
+
+
+def generate_manually(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 50) -> Generation:
+    """Method 2: the three steps by hand: text to token ids, `model.generate`, token ids to text.
+
+    Greedy, after one warm-up run. An instruct model gets the prompt through its chat template, a base model as it is.
+    """
+
+    def run(clock: _Clock, limit: int) -> str:
+        inputs = _encode(tokenizer, prompt).to(model.device)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=limit, streamer=clock)
+        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return _measure("manual", model, run, max_new_tokens)
+
+
+def _conversation(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _encode(tokenizer: Any, prompt: str) -> Any:
+    """Token ids and attention mask, each of shape (1, prompt tokens)."""
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(
+            _conversation(prompt), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    return tokenizer(prompt, return_tensors="pt")
+
+
+def _measure(method: str, model: Any, run: Callable[[_Clock, int], str], max_new_tokens: int) -> Generation:
+    """Time one run after a short warm-up: the first call pays for kernels and buffers that later ones reuse."""
+    if max_new_tokens < 1:
+        raise ModelError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
+    run(_Clock(), min(max_new_tokens, 2))
+    clock = _Clock()
+    _synchronize(model.device)
+    start = time.perf_counter()
+    text = run(clock, max_new_tokens)
+    _synchronize(model.device)
+    total_s = time.perf_counter() - start
+    (_, prompt_ids), *arrivals = clock.arrivals
+    times = [moment for moment, _ in arrivals]
+    return Generation(
+        text=text,
+        method=method,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        prompt_tokens=len(prompt_ids),
+        new_tokens=len(arrivals),
+        first_token_s=times[0] - start if times else math.nan,
+        total_s=total_s,
+        tokens_per_s=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else math.nan,
+        token_ids=tuple(token_id for _, ids in arrivals for token_id in ids),
+    )
+
+
+def _synchronize(device: Any) -> None:
+    """Accelerators work behind the program's back: wait for them before a clock is read."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,104 @@
+"""Numbers to words: tables for people, the README's table, and what a run has shown."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from base_model import format_bytes, format_count, format_share, visible
+from base_model.generation import Generation
+
+RUN_COLUMNS = ("method", "device", "dtype", "prompt_tokens", "new_tokens", "first_token_s", "total_s", "tokens_per_s")
+
+
+def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
+    """One row per run, in the order given.
+
+    Columns: `method`, `device`, `dtype`, `prompt_tokens`, `new_tokens`, `first_token_s`, `total_s`, `tokens_per_s`
+    (seconds and tokens per second; NaN where there is no figure), `same_tokens` (as the first run, bool).
+    """
+    runs = list(runs)
+    table = pd.DataFrame([[getattr(run, name) for name in RUN_COLUMNS] for run in runs], columns=list(RUN_COLUMNS))
+    table["same_tokens"] = [run.token_ids == runs[0].token_ids for run in runs]
+    return table
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21 s`, `n/a`."""
+    return table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
+
+
+def _in_words(column: str, value: Any) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "–" if column in ("parameters", "layer") else "n/a"
+    if column in ("size", "bytes") or column.endswith("_bytes"):
+        return format_bytes(int(value))
+    if column == "share":
+        return format_share(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
+
+
+def to_markdown(files: pd.DataFrame) -> str:
+    """The model summary table of `list_files` in Markdown; what would break it in a name is escaped."""
+    lines = ["| file | size | parameters | description |", "|---|---|---|---|"]
+    for file, size, parameters, description in files.itertuples(index=False):
+        count = "–" if pd.isna(parameters) else format_count(parameters)
+        lines.append(f"| {_escape(file)} | {format_bytes(size)} | {count} | {description} |")
+    return "\n".join(lines)
+
+
+def _escape(name: str) -> str:
+    """A name as Markdown text: no HTML, no new column, no emphasis."""
+    name = visible(name).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join("\\" + character if character in "\\|`*[]$" else character for character in name)
+
+
+def takeaways(files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """What this run has shown, as a Markdown list, from `list_files`, `read_tensors` and `compare_runs`."""
+    points = [_on_storage(files), _on_parameters(tensors), _on_components(tensors), _on_layers(tensors)]
+    points += [_on_device(device, group) for device, group in runs.groupby("device", sort=False)]
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _on_storage(files: pd.DataFrame) -> str:
+    weights = files[files["parameters"].notna()]
+    share = weights["size"].sum() / max(files["size"].sum(), 1)
+    return (
+        f"**Storage.** {len(weights)} of {len(files)} files hold weights: {format_bytes(weights['size'].sum())}, "
+        f"{format_share(share)} of the folder."
+    )
+
+
+def _on_parameters(tensors: pd.DataFrame) -> str:
+    parameters, size = tensors["parameters"].sum(), tensors["bytes"].sum()
+    dtypes = " and ".join(tensors["dtype"].unique())
+    return (
+        f"**Parameters.** {format_count(parameters)} in {len(tensors):,} tensors, stored as {dtypes}: "
+        f"{size / max(parameters, 1):.2f} bytes per parameter."
+    )
+
+
+def _on_components(tensors: pd.DataFrame) -> str:
+    shares = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False) / tensors["parameters"].sum()
+    head = "" if shares.get("head", 0) else " No head of its own: the embedding serves twice and is counted once."
+    return f"**Where they are.** {', '.join(f'{name} {format_share(share)}' for name, share in shares.items())}.{head}"
+
+
+def _on_layers(tensors: pd.DataFrame) -> str:
+    layers = tensors.groupby("layer")["parameters"].sum()
+    if layers.nunique() == 1:
+        return f"**Layers.** {len(layers)} layers of {format_count(layers.iloc[0])} parameters each."
+    return f"**Layers.** {len(layers)} layers, not all alike: {layers.min():,} to {layers.max():,} parameters."
+
+
+def _on_device(device: str, runs: pd.DataFrame) -> str:
+    same = "the same tokens" if runs["same_tokens"].all() else "**different tokens**"
+    speeds = ", ".join(
+        f"{run.method} {_in_words('', run.tokens_per_s)} tokens/s after {_in_words('', run.first_token_s)} s"
+        for run in runs.itertuples()
+    )
+    return f"**On {device}.** {speeds}; {same}."

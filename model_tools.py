@@ -1,0 +1,176 @@
+"""Look at a base language model before fine-tuning it: files, headers, tokenizer, charts, and a first run.
+
+Everything a reader needs is here: `import model_tools as mt`. `model` is always a local folder or a Hub id
+("org/name"); a folder that exists wins. Reading, drawing and running live in the rooms of `base_model/`;
+this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from base_model import ModelError, ModelWarning, checkpoint, format_bytes, format_count, hub, visible
+from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
+from base_model.checks import Check, run_checks
+from base_model.files import describe_file, tree_lines
+from base_model.generation import (
+    Generation,
+    available_devices,
+    generate_manually,
+    generate_with_pipeline,
+    load_model,
+)
+from base_model.report import compare_runs, readable, takeaways, to_markdown
+from base_model.tensors import tensor_table
+from base_model.tokenizer import token_table, tokenizer_facts
+
+__all__ = [
+    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
+    "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
+    "generate_with_pipeline", "group_parameters", "list_files", "load_model", "plot_components", "plot_layers",
+    "plot_parameters", "plot_runs", "plot_storage", "read_tensors", "readable", "run_on_accelerator",
+    "save_chart", "show_tokens", "takeaways", "to_markdown",
+]  # fmt: skip
+
+HERE = Path(__file__).resolve().parent
+
+
+# --- The model: a folder, or a Hub id ------------------------------------------------------------------------
+
+
+def fetch_model(model: str | Path, folder: str | Path | None = None) -> Path:
+    """The complete local folder of a model: found on the disk, or downloaded from the Hub.
+
+    `model` is a folder or a Hub id ("org/name"); `folder` is where a download goes, by default the name after
+    the slash, beside this module. Complete means config.json, a tokenizer, and every shard that the index names
+    at the length its header implies. With a complete folder no request is made.
+
+    Raises ModelError: which file is missing or short; what to do about a gated or missing model or a full disk.
+    """
+    target = Path(folder) if folder is not None else _local_folder(model)
+    missing = checkpoint.missing_parts(target) if target.is_dir() else [f"{target} does not exist"]
+    if not missing:
+        return target
+    if Path(model).is_dir() or not hub.is_hub_id(str(model)):
+        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {_NEXT_STEP}")
+    hub.download(str(model), target)
+    if missing := checkpoint.missing_parts(target):
+        raise ModelError(f"{model} was downloaded, but {'; '.join(missing)}. Run this again, or pick another model.")
+    return target
+
+
+_NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-Instruct", or run `make demo`.'
+
+
+def _local_folder(model: str | Path) -> Path:
+    """Where a model is, or would be, on this disk: the folder itself, or one of its name beside this module."""
+    path = Path(model)
+    named = hub.is_hub_id(str(model)) or path.name == str(model)
+    return HERE / path.name if named and not path.is_dir() else path
+
+
+def _folder(model: str | Path) -> Path:
+    """The folder to read, which must exist and hold something."""
+    folder = _local_folder(model)
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}")
+    if not checkpoint.file_sizes(folder):
+        raise ModelError(f"{folder} is empty. `fetch_model` downloads a model into it. {_NEXT_STEP}")
+    return folder
+
+
+# --- Its files -----------------------------------------------------------------------------------------------
+
+
+def list_files(model: str | Path) -> pd.DataFrame:
+    """Every file of a model, one row each, by name.
+
+    Columns: `file` (relative, with /), `size` (bytes), `parameters` (Int64, <NA> where a file holds none),
+    `description`. Hidden files are left out. Raises ModelError when there is no such folder.
+    """
+    folder = _folder(model)
+    sizes = checkpoint.file_sizes(folder)
+    headers = {name: checkpoint.read_header(folder / name) for name in sizes if name.endswith(".safetensors")}
+    counts = tensor_table(headers, _is_tied(folder)).groupby("file")["parameters"].sum()
+    files = pd.DataFrame({"file": list(sizes), "size": list(sizes.values())})
+    files["parameters"] = files["file"].map(counts).astype("Int64")
+    files["description"] = files["file"].map(describe_file)
+    return files
+
+
+def directory_tree(model: str | Path) -> str:
+    """The folder as a tree, one line per file and folder, with sizes in 1024s."""
+    folder = _folder(model)
+    sizes = checkpoint.file_sizes(folder)
+    head = f"{visible(folder.resolve().name)}/  {format_bytes(sum(sizes.values()))}"
+    return "\n".join([head, *tree_lines(sizes)])
+
+
+# --- Its headers ---------------------------------------------------------------------------------------------
+
+
+def read_tensors(model: str | Path) -> pd.DataFrame:
+    """Every tensor of the model, from the safetensors headers alone: files in name order, rows in file order.
+
+    Columns: `tensor`, `file`, `dtype` (as stored: F32, BF16, ...), `shape` (tuple), `elements` (stored),
+    `parameters` (logical: a tied head that is stored again counts 0), `bytes`, `layer` (Int64, <NA> outside
+    the layers), `component` (embedding, attention, mlp, norm, head, other).
+
+    Raises ModelError for a header that is not valid or a file that is not whole.
+    """
+    folder = _folder(model)
+    headers = {path.name: checkpoint.read_header(path) for path in checkpoint.weight_files(folder)}
+    return tensor_table(headers, _is_tied(folder))
+
+
+def _is_tied(folder: Path) -> bool:
+    """Whether config.json says that the head is the embedding, used twice."""
+    return bool(checkpoint.read_config(folder).get("tie_word_embeddings", False))
+
+
+def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
+
+    Index: the groups, largest first for components and dtypes, in order for files and layers.
+    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1).
+    """
+    if by not in ("file", "component", "layer", "dtype"):
+        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
+    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
+    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
+    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
+
+
+def check_model(model: str | Path) -> pd.DataFrame:
+    """Every number that the folder states twice, compared; one row each.
+
+    Columns: `check` (what, then its two sources), `expected` and `found` (text), `match` (bool).
+    Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
+    """
+    return pd.DataFrame(run_checks(_folder(model)), columns=list(Check._fields))
+
+
+# --- Its tokenizer -------------------------------------------------------------------------------------------
+
+
+def describe_tokenizer(model: str | Path) -> pd.DataFrame:
+    """Facts about the tokenizer: vocabulary, special tokens with their ids, chat template; columns `fact`, `value`."""
+    return tokenizer_facts(_folder(model))
+
+
+def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
+    """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
+    return token_table(_folder(model), text)
+
+
+# --- A first run ---------------------------------------------------------------------------------------------
+
+
+def run_on_accelerator(folder: str | Path, prompt: str, max_new_tokens: int = 50) -> list[Generation]:
+    """Both methods on this machine's accelerator (MPS or CUDA); without one, a sentence and an empty list."""
+    accelerators = available_devices()[1:]
+    if not accelerators:
+        print("This machine has no accelerator (Apple MPS or CUDA): the CPU runs stand alone.")
+        return []
+    model, tokenizer = load_model(folder, accelerators[0])
+    return [run(model, tokenizer, prompt, max_new_tokens) for run in (generate_with_pipeline, generate_manually)]
