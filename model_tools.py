@@ -144,7 +144,8 @@ def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
 def check_model(model: str | Path) -> pd.DataFrame:
     """Every number that the folder states twice, compared; one row each.
 
-    Columns: `check` (what, then its two sources), `expected` and `found` (text), `match` (bool).
+    Columns: `check`, `expected` (what the index, a header or config.json says), `found` (what the headers or files
+    hold), both as text, and `match` (bool).
     Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
     """
     return pd.DataFrame(run_checks(_folder(model)), columns=list(Check._fields))

@@ -1,7 +1,5 @@
 """The rooms behind `model_tools`, and what all of them share: two messages and how to write a number."""
 
-import re
-
 
 class ModelError(Exception):
     """Something is wrong with a model, folder, Hub answer or machine: what, in which file, and what to do next."""
@@ -38,5 +36,5 @@ def format_share(share: float) -> str:
 
 
 def visible(name: str) -> str:
-    """A name from a model folder, safe to print: control characters, as in a newline, are written as escapes."""
-    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", lambda match: ascii(match[0])[1:-1], name)
+    """A name from a model folder, safe to print: newlines, control and direction marks are written as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)

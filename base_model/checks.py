@@ -45,17 +45,17 @@ def _totals(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
     tensors = [facts for header in headers.values() for facts in header.tensors.values()]
     if "total_size" in index.metadata:
         found = sum(facts["data_offsets"][1] - facts["data_offsets"][0] for facts in tensors)
-        yield _compare("all tensors, bytes: index, headers", index.metadata["total_size"], found)
+        yield _compare("all shards: bytes", index.metadata["total_size"], found)
     if "total_parameters" in index.metadata:
         found = sum(prod(facts["shape"]) for facts in tensors)
-        yield _compare("all tensors, elements: index, headers", index.metadata["total_parameters"], found)
+        yield _compare("all shards: elements", index.metadata["total_parameters"], found)
 
 
 def _lengths(paths: list[Path], headers: dict[str, Header]) -> Iterator[Check]:
     """The length that each header implies for its file, against the file on the disk."""
     for path in paths:
         header = headers.get(path.name)
-        check = f"{path.name}, bytes: header, file"
+        check = f"{path.name}: length"
         if header is None:
             yield Check(check, "a file", "none", False)
         else:
@@ -68,7 +68,7 @@ def _placements(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
         placed = {tensor for tensor, file in index.weight_map.items() if file == shard}
         differing = len(placed ^ header.tensors.keys())
         found = f"{len(header.tensors):,}" + (f" ({differing:,} names differ)" if differing else "")
-        yield Check(f"{shard}, tensors: index, header", f"{len(placed):,}", found, not differing)
+        yield Check(f"{shard}: tensors", f"{len(placed):,}", found, not differing)
 
 
 def _tied_weights(config: dict, headers: dict[str, Header]) -> Iterator[Check]:
@@ -78,4 +78,4 @@ def _tied_weights(config: dict, headers: dict[str, Header]) -> Iterator[Check]:
     stored = any(layer_and_component(name)[1] == "head" for header in headers.values() for name in header.tensors)
     tied = bool(config["tie_word_embeddings"])
     words = {True: "tied, no head stored", False: "a head of its own"}
-    yield Check("output head: config.json, headers", words[tied], words[not stored], tied != stored)
+    yield Check("output head", words[tied], words[not stored], tied != stored)

@@ -1,0 +1,164 @@
+"""Loading, both methods, and the tables of their runs."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+import model_tools as mt
+
+METHODS = [mt.generate_with_pipeline, mt.generate_manually]
+PROMPT = "Hello, who or what are you?"
+
+
+@pytest.fixture(scope="module")
+def loaded(toy):
+    return mt.load_model(toy)
+
+
+@pytest.fixture(scope="module")
+def loaded_base(base_toy):
+    return mt.load_model(base_toy)
+
+
+def reference_ids(model, tokenizer, text, new_tokens):
+    """Greedy decoding as plainly as it can be written: no cache, no generate()."""
+    import torch
+
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    start = ids.shape[1]
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            best = model(ids).logits[0, -1].argmax()
+        ids = torch.cat([ids, best.view(1, 1)], dim=1)
+    return tuple(ids[0, start:].tolist())
+
+
+def test_both_methods_give_the_greedy_tokens(loaded, loaded_base):
+    for (model, tokenizer), text in ((loaded, f"user: {PROMPT}\nassistant:"), (loaded_base, PROMPT)):
+        expected = reference_ids(model, tokenizer, text, 6)
+        for method in METHODS:
+            run = method(model, tokenizer, PROMPT, max_new_tokens=6)
+            assert run.token_ids == expected
+            assert run.text == tokenizer.decode(expected, skip_special_tokens=True)
+            assert run.prompt_tokens == len(text)  # the toy's tokens are bytes
+
+
+def test_real_weights_give_equal_tokens_and_an_answer(demo):
+    model, tokenizer = mt.load_model(demo)
+    first, second = (method(model, tokenizer, "What is the capital of France?", 8) for method in METHODS)
+    assert first.token_ids == second.token_ids
+    assert first.text == second.text
+    assert "Paris" in first.text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_times_add_up(loaded, method):
+    run = method(*loaded, PROMPT, max_new_tokens=20)
+    assert run.new_tokens == len(run.token_ids) == 20
+    assert 0 < run.first_token_s < run.total_s
+    assert run.tokens_per_s >= 19 / (run.total_s - run.first_token_s)
+    assert (run.method, run.device, run.dtype) == (
+        method.__name__.split("_")[-1].replace("manually", "manual"),
+        "cpu",
+        "float32",
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_new_token_has_no_speed(loaded, method):
+    run = method(*loaded, PROMPT, max_new_tokens=1)
+    assert run.new_tokens == 1
+    assert math.isnan(run.tokens_per_s)
+    table = mt.compare_runs([run])
+    assert mt.readable(table).loc[0, "tokens_per_s"] == "n/a"
+    assert "n/a" in mt.plot_runs(table).texts[0].get_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_answer_that_stops_at_once_is_no_crash(loaded, method):
+    model, tokenizer = loaded
+    stop = method(model, tokenizer, PROMPT, 1).token_ids[0]
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = stop
+    try:
+        run = method(model, tokenizer, PROMPT, 20)
+    finally:
+        model.generation_config.eos_token_id = before
+    assert run.token_ids == (stop,)
+
+
+def test_no_new_tokens_at_all_is_refused(loaded):
+    for method in METHODS:
+        with pytest.raises(mt.ModelError, match="at least 1"):
+            method(*loaded, PROMPT, 0)
+
+
+def test_sampling_settings_of_the_model_have_no_effect(toy, tmp_path, recwarn):
+    folder = shutil.copytree(toy, tmp_path / "sampling")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 5.0, "top_p": 0.9}))
+    loaded = mt.load_model(folder)
+    ids = {method(*loaded, PROMPT, 12).token_ids for method in METHODS for _ in range(2)}
+    assert ids == {mt.generate_manually(*mt.load_model(toy), PROMPT, 12).token_ids}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_is_what_was_asked_for(toy, dtype):
+    model, _ = mt.load_model(toy, dtype=dtype)
+    assert str(model.dtype) == f"torch.{dtype}"
+
+
+def test_without_a_dtype_the_stored_one_stays(demo):
+    assert str(mt.load_model(demo)[0].dtype) == "torch.bfloat16"
+
+
+def test_an_absent_device_lists_those_present(toy):
+    assert mt.available_devices()[0] == "cpu"
+    with pytest.raises(mt.ModelError, match=r"no device 'tpu'.*cpu"):
+        mt.load_model(toy, device="tpu")
+
+
+def test_an_incomplete_folder_is_not_loaded(toy, tmp_path):
+    folder = shutil.copytree(toy, tmp_path / "broken")
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(mt.ModelError, match=r"model-00003-of-00003\.safetensors is missing"):
+        mt.load_model(folder)
+
+
+def test_missing_weights_are_an_error_never_random_numbers(toy, tmp_path):
+    folder = shutil.copytree(toy, tmp_path / "deeper")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(mt.ModelError, match=r"do not fit config\.json.*layers\.2"):
+        mt.load_model(folder)
+
+
+def test_without_an_accelerator_a_sentence_and_no_runs(toy, monkeypatch, capsys):
+    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu"])
+    assert mt.run_on_accelerator(toy, PROMPT, 2) == []
+    assert "no accelerator" in capsys.readouterr().out
+
+
+def test_with_an_accelerator_both_methods_run_on_it(toy, monkeypatch):
+    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu", "cpu"])
+    assert [run.method for run in mt.run_on_accelerator(toy, PROMPT, 2)] == ["pipeline", "manual"]
+
+
+def test_compare_runs_columns_and_disagreement(loaded):
+    run = mt.generate_manually(*loaded, PROMPT, 4)
+    other = mt.generate_manually(*loaded, "Something else", 5)
+    table = mt.compare_runs([run, other])
+    assert list(table.columns) == [
+        "method", "device", "dtype", "prompt_tokens", "new_tokens", "first_token_s", "total_s", "tokens_per_s", "same_tokens",
+    ]  # fmt: skip
+    assert list(table["same_tokens"]) == [True, False]
+    assert list(mt.readable(table)["same_tokens"]) == ["yes", "no"]
+
+
+def test_takeaways_are_computed_from_the_tables(toy, loaded):
+    runs = mt.compare_runs([method(*loaded, PROMPT, 4) for method in METHODS])
+    text = mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), runs)
+    for words in ("3 of 9 files", "26,912", "F32: 4.00 bytes per parameter", "2 layers", "On cpu", "the same tokens"):
+        assert words in text
