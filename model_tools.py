@@ -5,6 +5,8 @@ Everything a reader needs is here: `import model_tools as mt`. `model` is always
 this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
 """
 
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,7 @@ from base_model.generation import (
     generate_with_pipeline,
     load_model,
 )
+from base_model.headers import Header, read_header
 from base_model.report import compare_runs, readable, takeaways, to_markdown
 from base_model.tensors import tensor_table
 from base_model.tokenizer import token_table, tokenizer_facts
@@ -74,8 +77,8 @@ def _folder(model: str | Path) -> Path:
     folder = _local_folder(model)
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}")
-    if not checkpoint.file_sizes(folder):
-        raise ModelError(f"{folder} is empty. `fetch_model` downloads a model into it. {_NEXT_STEP}")
+    if not any(path.is_file() for path in folder.iterdir() if not path.name.startswith(".")):
+        raise ModelError(f"{folder} holds no file: {checkpoint.explain_absence(folder)}. {_NEXT_STEP}")
     return folder
 
 
@@ -90,12 +93,24 @@ def list_files(model: str | Path) -> pd.DataFrame:
     """
     folder = _folder(model)
     sizes = checkpoint.file_sizes(folder)
-    headers = {name: checkpoint.read_header(folder / name) for name in sizes if name.endswith(".safetensors")}
-    counts = tensor_table(headers, _is_tied(folder)).groupby("file")["parameters"].sum()
+    headers = _readable_headers(folder, sizes)
+    counts = tensor_table(headers, checkpoint.read_config(folder)).groupby("file")["parameters"].sum()
     files = pd.DataFrame({"file": list(sizes), "size": list(sizes.values())})
     files["parameters"] = files["file"].map(counts).astype("Int64")
     files["description"] = files["file"].map(describe_file)
     return files
+
+
+def _readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
+    """The headers of a folder's safetensors files; a warning for each file without a valid one."""
+    headers = {}
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                headers[name] = read_header(folder / name)
+            except ModelError as error:
+                warnings.warn(f"No parameters are counted in one file. {error}", ModelWarning, stacklevel=3)
+    return headers
 
 
 def directory_tree(model: str | Path) -> str:
@@ -119,13 +134,7 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     Raises ModelError for a header that is not valid or a file that is not whole.
     """
     folder = _folder(model)
-    headers = {path.name: checkpoint.read_header(path) for path in checkpoint.weight_files(folder)}
-    return tensor_table(headers, _is_tied(folder))
-
-
-def _is_tied(folder: Path) -> bool:
-    """Whether config.json says that the head is the embedding, used twice."""
-    return bool(checkpoint.read_config(folder).get("tie_word_embeddings", False))
+    return tensor_table(checkpoint.model_headers(folder), checkpoint.read_config(folder))
 
 
 def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -1,21 +1,21 @@
-"""A model folder on disk: its files, its safetensors headers, its index. Headers are read, weights never.
-
-The format, in one breath: 8 bytes little-endian give the length of a JSON header; the header maps each
-tensor's name to its dtype, shape and place in the data that follows. So a few kilobytes tell all about
-many gigabytes. Specification: https://huggingface.co/docs/safetensors/index#format
-"""
+"""A model folder on disk: its files, its settings, its index, and whether it is complete."""
 
 import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, format_bytes, visible
+from base_model import ModelError, ModelWarning, visible
+from base_model.headers import AGAIN, Header, open_file, read_header, read_valid_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-AGAIN = "Delete it and download it again."
+MAX_JSON_BYTES = 100_000_000  # the largest index in use is some 10 MB
+MAX_FILES = 20_000  # a repository holds some hundreds; a home folder millions
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -26,30 +26,23 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
-
-@dataclass(frozen=True)
-class Header:
-    """What one safetensors file says of itself."""
-
-    path: Path
-    tensors: dict[str, dict[str, Any]]  # name -> dtype, shape, data_offsets; in the order of the data
-    header_bytes: int  # the 8 bytes of length included
-    data_bytes: int  # the end of the last tensor
-    file_bytes: int  # what is on the disk
-
-    @property
-    def expected_bytes(self) -> int:
-        """The length that the header implies for the whole file."""
-        return self.header_bytes + self.data_bytes
+OTHER_FORMATS = {
+    ".bin": "PyTorch pickles",
+    ".pt": "PyTorch pickles",
+    ".pth": "PyTorch pickles",
+    ".gguf": "GGUF weights",
+    ".h5": "TensorFlow weights",
+    ".msgpack": "Flax weights",
+    ".onnx": "ONNX weights",
+}
 
 
 @dataclass(frozen=True)
 class Index:
     """`model.safetensors.index.json`: which shard holds which tensor, and the totals that its writer noted."""
 
-    path: Path
     weight_map: dict[str, str]
-    metadata: dict[str, Any]
+    totals: dict[str, int]  # total_size (bytes), total_parameters; those that are there
 
     @property
     def shards(self) -> list[str]:
@@ -58,70 +51,36 @@ class Index:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    visible_names = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return {name.as_posix(): (folder / name).stat().st_size for name in sorted(visible_names)}
+    """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out.
+
+    Links count as what they point to; links to nothing, pipes and devices are left out.
+    """
+    sizes = {}
+    for number, path in enumerate(_walk(folder)):
+        if number > MAX_FILES:
+            raise ModelError(
+                f"{folder} holds more than {MAX_FILES:,} files: this is no model folder. Give the model's own."
+            )
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(sizes.items()))
 
 
-def read_header(path: Path) -> Header:
-    """The header of one safetensors file, refused unless it is valid and the file is whole."""
-    header = parse_header(path)
-    if header.file_bytes < header.expected_bytes:
-        missing = format_bytes(header.expected_bytes - header.file_bytes)
-        raise ModelError(f"{visible(path.name)} is {missing} short: its download was cut off. {AGAIN}")
-    _judge(path)
-    return header
-
-
-def parse_header(path: Path) -> Header:
-    """The header of one safetensors file as it stands, even when the data behind it are cut short."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            file_bytes = path.stat().st_size
-            if not 2 <= length <= min(MAX_HEADER_BYTES, file_bytes - 8):
-                raise _not_safetensors(path)
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        tensors = dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
-        data_bytes = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except OSError as error:
-        raise ModelError(
-            f"{visible(path.name)} cannot be read: {error.strerror}. Check the file and its permissions."
-        ) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _not_safetensors(path) from error
-    return Header(path, tensors, 8 + length, data_bytes, file_bytes)
-
-
-def _judge(path: Path) -> None:
-    """Let the safetensors library itself, in Rust, check the whole header against the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{visible(path.name)} is not a valid safetensors file: {error}. {AGAIN}") from error
-
-
-def _not_safetensors(path: Path) -> ModelError:
-    return ModelError(f"{visible(path.name)} does not begin with a safetensors header. {AGAIN}")
-
-
-def _unreadable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"{visible(path.name)} cannot be read: {error.strerror}. Check the file and its permissions.")
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the folder that must hold an object."""
+    """A JSON file of the folder that must hold an object. Raises ModelError."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelError(f"{visible(path.name)} has {size:,} bytes, too many for a settings file. {AGAIN}")
+        text = file.read()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{visible(path.name)} cannot be read: {error.strerror}. Check the file and its permissions."
-        ) from error
+        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{visible(path.name)} is not valid JSON: {error}. {AGAIN}") from error
     if not isinstance(content, dict):
@@ -132,32 +91,98 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, or an empty mapping where there is none."""
     path = folder / "config.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def read_index(folder: Path) -> Index | None:
-    """The shard index, or None where the weights are one file."""
+    """The shard index, or None where there is none. Raises ModelError when it cannot be followed."""
     path = folder / INDEX_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     content = read_json(path)
-    weight_map = content.get("weight_map")
+    weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX_FILE} has no weight_map, so no tensor can be found. {AGAIN}")
-    for file in weight_map.values():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or PurePosixPath(file).name != file:
-            raise ModelError(f"{INDEX_FILE} names {visible(repr(file))}, which is no shard of this folder. {AGAIN}")
-    return Index(path, weight_map, content.get("metadata") or {})
+    for file in set(map(str, weight_map.values())):
+        if not _is_shard_name(file):
+            raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is no shard of this folder. {AGAIN}")
+    if not isinstance(metadata, dict):
+        raise ModelError(f"{INDEX_FILE} has metadata that are no JSON object. {AGAIN}")
+    return Index(weight_map, _totals(metadata))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model: the index's shards, or `model.safetensors`."""
+def _is_shard_name(name: str) -> bool:
+    """A safetensors file of the folder itself: nothing above, below or beside it."""
+    return name.endswith(".safetensors") and not re.search(r"[/\\\0]", name)
+
+
+def _totals(metadata: dict[str, Any]) -> dict[str, int]:
+    totals = {name: metadata[name] for name in ("total_size", "total_parameters") if name in metadata}
+    for name, total in totals.items():
+        # some writers store a whole number as a float
+        if isinstance(total, bool) or not isinstance(total, int | float) or total < 0 or total % 1:
+            raise ModelError(f"{INDEX_FILE} gives {visible(repr(total))} as {name}, which is no count. {AGAIN}")
+    return {name: int(total) for name, total in totals.items()}
+
+
+def weight_files(folder: Path, index: Index | None) -> list[Path]:
+    """The safetensors files that make up the model, as transformers chooses: `model.safetensors`, else the shards."""
+    if os.path.lexists(folder / SINGLE_FILE):
+        paths = [folder / SINGLE_FILE]
+    elif index:
+        paths = [folder / shard for shard in index.shards]
+    else:
+        raise ModelError(f"{folder} holds no weights to read: {explain_absence(folder)}.")
+    for path in filter(Path.is_symlink, paths):
+        _require_inside(folder, path)
+    return paths
+
+
+def _require_inside(folder: Path, link: Path) -> None:
+    """A link may lead within the folder, or from a Hub cache snapshot to its blobs; anything else is not this model."""
+    home = folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    target = link.resolve()
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise ModelError(f"{visible(link.name)} is a link that leads out of {folder}. Put the file itself there.")
+
+
+def model_headers(folder: Path) -> dict[str, Header]:
+    """`{file name: header}` of the model's weights, every file whole, and in agreement with the index.
+
+    Raises ModelError for tensors that are missing or stored twice; warns of files that are not part of the model.
+    """
     index = read_index(folder)
-    if index:
-        return [folder / shard for shard in index.shards]
-    if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
-    raise ModelError(f"{folder} holds no {SINGLE_FILE} and no {INDEX_FILE}: there are no weights to read here.")
+    headers = {path.name: read_header(path) for path in weight_files(folder, index)}
+    if index and SINGLE_FILE not in headers:
+        _require_places(index, headers)
+    strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
+    if strays:
+        files = ", ".join(map(visible, strays))
+        warnings.warn(
+            f"{files}: beside the model but no part of it, left out of the counts.", ModelWarning, stacklevel=3
+        )
+    return headers
+
+
+def _require_places(index: Index, headers: dict[str, Header]) -> None:
+    """Every tensor must be in the one shard that the index says, and in no other."""
+    found = {name: file for file, header in headers.items() for name in header.names}
+    if found == index.weight_map and len(found) == sum(len(header.names) for header in headers.values()):
+        return
+    pairs = ((name, file) for file, header in headers.items() for name in header.names)
+    astray = [(name, file) for name, file in pairs if index.weight_map.get(name) != file]
+    missing = [(name, file) for name, file in index.weight_map.items() if found.get(name) != file]
+    name, file = (missing or astray)[0]
+    fault = f"does not hold {visible(name)}, though {INDEX_FILE} says so"
+    if not missing:
+        elsewhere = index.weight_map.get(name)
+        fault = (
+            f"holds {visible(name)}, which {INDEX_FILE} places in {elsewhere}"
+            if elsewhere
+            else (f"holds {visible(name)}, which {INDEX_FILE} does not name")
+        )
+    raise ModelError(f"{visible(file)} {fault}: the files do not belong together. Download both again.")
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -165,16 +190,40 @@ def missing_parts(folder: Path) -> list[str]:
     missing = [] if (folder / "config.json").is_file() else ["config.json is missing"]
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"the tokenizer is missing ({', '.join(TOKENIZER_FILES[:3])}, ...)")
-    index = read_index(folder)
-    for shard in index.shards if index else [SINGLE_FILE]:
-        missing += _missing_from(folder / shard)
-    return missing
+    if not (os.path.lexists(folder / SINGLE_FILE) or os.path.lexists(folder / INDEX_FILE)):
+        return [*missing, f"the weights are missing: {explain_absence(folder)}"]
+    return missing + [words for path in weight_files(folder, read_index(folder)) for words in _missing_from(path)]
 
 
 def _missing_from(path: Path) -> list[str]:
-    if not path.is_file():
-        return [f"{path.name} is missing"]
-    header = parse_header(path)
+    if not os.path.lexists(path):
+        return [f"{visible(path.name)} is missing"]
+    header = read_valid_header(path)
     if header.file_bytes == header.expected_bytes:
         return []
-    return [f"{path.name} has {header.file_bytes:,} bytes, its header asks for {header.expected_bytes:,}"]
+    return [f"{visible(path.name)} has {header.file_bytes:,} bytes, its header asks for {header.expected_bytes:,}"]
+
+
+def explain_absence(folder: Path) -> str:
+    """Why there are no weights to read in `folder`: what it holds instead, and the next step, without a full stop."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return "the folder is empty"
+    if shards := [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:
+        count = int(shards[0].split("-of-")[1].split(".")[0])
+        return f"{len(shards)} of {count} shards are there, but not their index. Download {INDEX_FILE}"
+    if models := _models_below(folder):
+        return f"the model is further down. Give {', '.join(visible(str(model)) for model in models[:3])}"
+    if "adapter_config.json" in names:
+        base = visible(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+        return f"this is a PEFT adapter for the base model {base}. Give that model"
+    for suffix, words in OTHER_FORMATS.items():
+        if found := [name for name in names if name.endswith(suffix)]:
+            return f"{visible(found[0])} holds {words}, which are not opened. Get the model's safetensors files"
+    return f"there is no {SINGLE_FILE} and no {INDEX_FILE}. Give the folder of a model, or download one"
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """The model folders one level down, or in a Hub cache, two or three."""
+    patterns = ("*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json")
+    return [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]

@@ -1,19 +1,16 @@
 """Every number that a model folder states twice, compared: the index, the headers, the files, config.json."""
 
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from base_model.checkpoint import (
-    Header,
-    Index,
-    parse_header,
-    read_config,
-    read_index,
-    weight_files,
-)
-from base_model.tensors import layer_and_component
+import pandas as pd
+
+from base_model import ModelError
+from base_model.checkpoint import Index, read_config, read_index, weight_files
+from base_model.counting import is_tied
+from base_model.headers import Header, read_valid_header
+from base_model.tensors import tensor_table
 
 
 class Check(NamedTuple):
@@ -26,56 +23,52 @@ class Check(NamedTuple):
 
 
 def run_checks(folder: Path) -> list[Check]:
-    """All checks that this folder allows, most telling first."""
-    paths = weight_files(folder)
-    headers = {path.name: parse_header(path) for path in paths if path.is_file()}
-    index = read_index(folder)
-    checks = [*_lengths(paths, headers)]
-    if index is not None:
-        checks = [*_totals(index, headers), *checks, *_placements(index, headers)]
-    return [*checks, *_tied_weights(read_config(folder), headers)]
+    """All checks that this folder allows: totals, then each file, then config.json."""
+    index, config = read_index(folder), read_config(folder)
+    paths = weight_files(folder, index)
+    headers: dict[str, Header] = {}
+    files = [_length(path, headers) for path in paths]
+    table = tensor_table(headers, config)
+    if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
+        return [*files, *_head(config, table)]
+    return [*_totals(index, table), *files, *_placements(index, headers), *_head(config, table)]
 
 
 def _compare(check: str, expected: int, found: int) -> Check:
     return Check(check, f"{expected:,}", f"{found:,}", expected == found)
 
 
-def _totals(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
+def _totals(index: Index, table: pd.DataFrame) -> Iterator[Check]:
     """The sums that the index states, against the same sums from the headers."""
-    tensors = [facts for header in headers.values() for facts in header.tensors.values()]
-    if "total_size" in index.metadata:
-        found = sum(facts["data_offsets"][1] - facts["data_offsets"][0] for facts in tensors)
-        yield _compare("all shards: bytes", index.metadata["total_size"], found)
-    if "total_parameters" in index.metadata:
-        found = sum(prod(facts["shape"]) for facts in tensors)
-        yield _compare("all shards: elements", index.metadata["total_parameters"], found)
+    for total, column in (("total_size", "bytes"), ("total_parameters", "parameters")):
+        if total in index.totals:
+            yield _compare(f"all shards: {column}", index.totals[total], int(table[column].sum()))
 
 
-def _lengths(paths: list[Path], headers: dict[str, Header]) -> Iterator[Check]:
-    """The length that each header implies for its file, against the file on the disk."""
-    for path in paths:
-        header = headers.get(path.name)
-        check = f"{path.name}: length"
-        if header is None:
-            yield Check(check, "a file", "none", False)
-        else:
-            yield _compare(check, header.expected_bytes, header.file_bytes)
+def _length(path: Path, headers: dict[str, Header]) -> Check:
+    """The length that a header implies for its file, against the file; a valid header is added to `headers`."""
+    try:
+        header = headers[path.name] = read_valid_header(path)
+    except ModelError as error:
+        return Check(f"{path.name}: header", "valid", str(error), False)
+    return _compare(f"{path.name}: length", header.expected_bytes, header.file_bytes)
 
 
 def _placements(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
     """The tensors that the index places in each shard, against those that are in it."""
+    by_shard: dict[str, set[str]] = {shard: set() for shard in index.shards}
+    for tensor, shard in index.weight_map.items():
+        by_shard[shard].add(tensor)
     for shard, header in headers.items():
-        placed = {tensor for tensor, file in index.weight_map.items() if file == shard}
-        differing = len(placed ^ header.tensors.keys())
-        found = f"{len(header.tensors):,}" + (f" ({differing:,} names differ)" if differing else "")
+        placed = by_shard[shard]
+        differing = len(placed.symmetric_difference(header.names))
+        found = f"{len(header.names):,}" + (f" ({differing:,} names differ)" if differing else "")
         yield Check(f"{shard}: tensors", f"{len(placed):,}", found, not differing)
 
 
-def _tied_weights(config: dict, headers: dict[str, Header]) -> Iterator[Check]:
+def _head(config: dict[str, Any], table: pd.DataFrame) -> Iterator[Check]:
     """Whether config.json ties the head to the embedding, against whether a head is stored."""
-    if "tie_word_embeddings" not in config:
-        return
-    stored = any(layer_and_component(name)[1] == "head" for header in headers.values() for name in header.tensors)
-    tied = bool(config["tie_word_embeddings"])
-    words = {True: "tied, no head stored", False: "a head of its own"}
-    yield Check("output head", words[tied], words[not stored], tied != stored)
+    if "tie_word_embeddings" in config:
+        tied, stored = is_tied(config), (table["component"] == "head").any()
+        words = {True: "tied, no head stored", False: "a head of its own"}
+        yield Check("output head", words[tied], words[not stored], tied != stored)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError
-from base_model.checkpoint import missing_parts
-from base_model.tokenizer import load_tokenizer
+from base_model.architecture import read_architecture, require_fit
+from base_model.checkpoint import missing_parts, model_headers, read_config
+from base_model.tensors import tensor_table
+from base_model.tokenizer import load_tokenizer, require_tame_template
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,15 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     _require_device(device)
     if missing := missing_parts(folder):
         raise ModelError(f"{folder} is not a complete model: {'; '.join(missing)}. `fetch_model` completes it.")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter too, which transformers would apply. Move adapter_config.json away."
+        )
+    config = read_architecture(folder)
+    require_fit(config, tensor_table(model_headers(folder), read_config(folder)))
     tokenizer = load_tokenizer(folder)
-    return _load_weights(folder, dtype).to(device).eval(), tokenizer
+    require_tame_template(tokenizer)
+    return _load_weights(folder, config, dtype).to(device).eval(), tokenizer
 
 
 def _require_device(device: str) -> None:
@@ -69,19 +78,20 @@ def _require_device(device: str) -> None:
         raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(present)}.")
 
 
-def _load_weights(folder: Path, dtype: str | None) -> Any:
+def _load_weights(folder: Path, config: Any, dtype: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype or "auto",
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # each architecture and quantisation fails in its own way
         raise ModelError(f"transformers cannot load {folder}: {error}") from error
     model, report = loaded
     # transformers would fill what is missing with random numbers and only log it.

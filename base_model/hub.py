@@ -1,13 +1,18 @@
 """The Hugging Face Hub: what a download would bring, the download, and access faults in plain words."""
 
+import errno
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from base_model import ModelError, format_bytes
+from base_model.checkpoint import INDEX_FILE, SINGLE_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 # Copies that transformers does not read: the publisher's own layout, and other formats of the same weights.
 LEFT_OUT = [
@@ -15,6 +20,8 @@ LEFT_OUT = [
     "*.gguf", "*.onnx*", "onnx/*", "openvino*", "*coreml/*", "*.mlmodel", "*.mlpackage/*", "*.tflite", "*.nemo",
     "model.fp*.safetensors", ".*",
 ]  # fmt: skip
+
+WITHOUT = "Or run `make demo`, which needs no account."
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -48,21 +55,29 @@ def _snapshot(model: str, folder: Path, **options: Any) -> Any:
 
 
 def _require_safetensors(model: str, names: list[str]) -> None:
-    if not any(name.endswith(".safetensors") for name in names):
+    if SINGLE_FILE not in names and INDEX_FILE not in names:  # an adapter or a diffusion model has others
         raise ModelError(
-            f"{model} has no safetensors weights, the only format read here. Pick another model or revision."
+            f"{model} has no safetensors weights ({SINGLE_FILE} or {INDEX_FILE}), the only ones read here. "
+            "Pick another model or revision."
         )
 
 
 def _require_no_strangers(folder: Path, names: list[str]) -> None:
-    """A download replaces files of the same name: stop if one of them did not come from the Hub."""
-    records = folder / ".cache" / "huggingface" / "download"
-    strangers = [name for name in names if (folder / name).exists() and not (records / f"{name}.metadata").exists()]
+    """A download replaces files of the same name: stop if one of them did not come from the Hub as it is now."""
+    strangers = [name for name in sorted(names) if (folder / name).exists() and not _came_from_hub(folder, name)]
     if strangers:
         raise ModelError(
-            f"{folder} already holds {', '.join(strangers)}, not downloaded by the Hub client; the download would "
-            "replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
+            f"{folder} already holds {', '.join(strangers)}, not downloaded by the Hub client or changed since; the "
+            "download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
+
+
+def _came_from_hub(folder: Path, name: str) -> bool:
+    """Whether the client's own record (commit, hash, time, a line each) is there and no older than the file."""
+    record = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
+    if not record.exists():
+        return False
+    return (folder / name).stat().st_mtime - 1 <= float(record.read_text().splitlines()[2])
 
 
 def _require_space(folder: Path, size: int) -> None:
@@ -79,41 +94,72 @@ def _require_space(folder: Path, size: int) -> None:
 @contextmanager
 def _faults_in_words(model: str) -> Iterator[None]:
     """Turn what the Hub client raises into a ModelError that says what to do next."""
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
     try:
         yield
-    except DryRunError as error:  # it hides the true reason, which is its cause
-        raise ModelError(_words(model, error.__cause__ or error)) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ModelError(_words(model, error)) from error
+    # The last three: an id or token that cannot be sent, a page that is not the Hub's, a plan the client cannot make.
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError, AssertionError) as error:
+        hides_reason = isinstance(error, DryRunError | LocalEntryNotFoundError)
+        raise ModelError(_words(model, (hides_reason and error.__cause__) or error)) from error
 
 
 def _words(model: str, error: BaseException) -> str:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    """What happened, and the next step."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    without = "Or run `make demo`, which needs no account."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, HfHubHTTPError):
+        return f"{_refusal(model, error)} {WITHOUT}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"The disk filled up while {model} came in. Free some space, then run this again."
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be written: {error.strerror}. Give another folder."
+    return f"{_hindrance(model, error)} {WITHOUT}"
+
+
+def _refusal(model: str, error: "HfHubHTTPError") -> str:
+    """An answer of the Hub that is not the file, in words."""
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError
+
+    status = error.response.status_code
     if isinstance(error, GatedRepoError) and status == 401:
         return (
             f"{model} is gated: request access at https://huggingface.co/{model}, create a token at "
-            f"https://huggingface.co/settings/tokens, run `hf auth login`, then run this again. {without}"
+            "https://huggingface.co/settings/tokens, run `hf auth login`, then run this again."
         )
     if isinstance(error, GatedRepoError):
         return (
             f"{model} is gated and your account has no access yet: request it at https://huggingface.co/{model} "
-            f"(`hf auth whoami` shows the account), wait for the mail, then run this again. {without}"
+            "(`hf auth whoami` shows the account), wait for the mail, then run this again."
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"The Hub knows no model {model}, or it is private: check the spelling at https://huggingface.co/models, "
-            f"and `hf auth login` if it is yours. {without}"
+            "and `hf auth login` if it is yours."
         )
+    if isinstance(error, DisabledRepoError):
+        return f"The Hub has disabled {model}. Its page may say why: https://huggingface.co/{model}."
     if status == 401:
-        return f"The Hub refused your token: it is wrong or has expired. Run `hf auth login` again. {without}"
+        return "The Hub refused your token: it is wrong or has expired. Run `hf auth login` again."
+    if status == 403:
+        return (
+            f'The Hub does not let your token read {model}: allow "read access to public gated repositories" for it at '
+            "https://huggingface.co/settings/tokens, or run `hf auth login` with another."
+        )
+    if status == 429:
+        return "The Hub has had too many requests from here: wait some minutes, then run this again."
+    return f"The Hub could not be reached for {model} (it answered {status}). Wait a little and try again."
+
+
+def _hindrance(model: str, error: BaseException) -> str:
+    """Why the Hub was not asked, or not understood, in words."""
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(error, HFValidationError):
+        return f"{model} is no Hub id: {error} Check the spelling at https://huggingface.co/models."
+    if isinstance(error, UnicodeEncodeError):
+        return "Your token holds a character that no token has. Run `hf auth login` again."
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{model} is not on this disk, and HF_HUB_OFFLINE forbids asking the Hub. Unset it. {without}"
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"The disk filled up while {model} came in. Free some space, then run this again."
-    return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network, try again. {without}"
+        return f"{model} is not on this disk, and HF_HUB_OFFLINE forbids asking the Hub. Unset it."
+    return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network, try again."

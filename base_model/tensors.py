@@ -1,21 +1,18 @@
 """From a header to rows: what each tensor is called, where it lives in the model, and what it counts."""
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import pandas as pd
 
-from base_model.checkpoint import Header
+from base_model.counting import logical_parameters
+from base_model.headers import Header
 
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 COLUMNS = ("tensor", "file", "dtype", "shape", "elements", "parameters", "bytes", "layer", "component")
 
-HEAD = "lm_head.weight"
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_LAYER = re.compile(r"\b(?:layers?|h|blocks?)\.(\d+)\.")
 
 # The first pattern found in a tensor's name decides. Norms come first: `self_attn.q_norm` is a norm.
 _COMPONENT = tuple(
@@ -30,37 +27,45 @@ _COMPONENT = tuple(
 )
 
 
-def tensor_table(headers: dict[str, Header], tied: bool) -> pd.DataFrame:
-    """One row per tensor of `{file name: header}`, in `COLUMNS`; `tied` is config.json's word on tied embeddings."""
-    rows = [row for file, header in headers.items() for row in _header_rows(file, header)]
-    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "parameters"])
-    table["layer"] = table["layer"].astype("Int64")
-    table["parameters"] = logical_parameters(table, tied)
+def tensor_table(headers: dict[str, Header], config: dict[str, Any]) -> pd.DataFrame:
+    """One row per tensor of `{file name: header}`, in `COLUMNS`; `config` is config.json, which says how to count.
+
+    Warns where the rule for counting packed weights is not known, and then counts what is stored.
+    """
+    names = _joined(headers, "names")
+    layers, components = _places(names)
+    table = pd.DataFrame(
+        {
+            "tensor": pd.Series(names, dtype="str"),
+            "file": pd.Series([file for file, header in headers.items() for _ in header.names], dtype="str"),
+            "dtype": pd.Series(_joined(headers, "dtypes"), dtype="str"),
+            "shape": pd.Series(_joined(headers, "shapes"), dtype=object),
+            "elements": pd.Series(_joined(headers, "elements"), dtype="int64"),
+            "bytes": pd.Series(_joined(headers, "sizes"), dtype="int64"),
+            "layer": pd.array(layers, dtype="Int64"),
+            "component": pd.Series(components, dtype="str"),
+        }
+    )
+    table["parameters"] = logical_parameters(table, config)
     return table[list(COLUMNS)]
 
 
-def logical_parameters(table: pd.DataFrame, tied: bool) -> pd.Series:
-    """What a person counts: the stored elements, but a head that repeats a tied embedding counts nothing."""
-    repeated = (table["tensor"] == HEAD) & (tied and (table["component"] == "embedding").any())
-    return table["elements"].mask(repeated, 0)
+def _places(names: list[str]) -> tuple[list[int | None], list[str]]:
+    """Layers and components: `model.layers.7.mlp.up_proj.weight` is in layer 7, mlp; `lm_head.weight` in none, head."""
+    layers: list[int | None] = []
+    components = []
+    for name in names:  # one pass that keeps no match objects: twice as fast on the largest models
+        match = _LAYER.search(name)
+        layers.append(int(match[1]) if match else None)
+        components.append(_component(name[match.end() :] if match else name))
+    return layers, components
 
 
-def _header_rows(file: str, header: Header) -> Iterator[tuple[Any, ...]]:
-    for name, facts in header.tensors.items():
-        begin, end = facts["data_offsets"]
-        shape = tuple(facts["shape"])
-        yield name, file, facts["dtype"], shape, prod(shape), end - begin, *layer_and_component(name)
+def _joined(headers: dict[str, Header], column: str) -> list[Any]:
+    return [value for header in headers.values() for value in getattr(header, column)]
 
 
-def layer_and_component(name: str) -> tuple[int | None, str]:
-    """`model.layers.7.mlp.up_proj.weight` -> `(7, "mlp")`, `lm_head.weight` -> `(None, "head")`."""
-    match = _LAYER.search(name)
-    if match is None:
-        return None, _component(name)
-    return int(match[1]), _component(name[match.end() :])
-
-
-@lru_cache(maxsize=4096)  # 91,991 tensors of a large model share some 2,000 names within a layer
+@lru_cache(maxsize=16384)  # 91,991 tensors of a large model share some 2,000 names within a layer
 def _component(name: str) -> str:
     for component, pattern in _COMPONENT:
         if pattern.search(name):

@@ -1,12 +1,18 @@
 """The tokenizer: facts about it, and how it splits a text."""
 
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, format_count
+from base_model import ModelError, format_count, visible
+from base_model.checkpoint import read_json
 
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE_BYTES = 4 * 2**30  # address space, of which transformers and its libraries take up to two
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -14,10 +20,38 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, by transformers; no code of the folder is run, nothing is downloaded."""
     from transformers import AutoTokenizer
 
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        if os.path.lexists(folder / name):
+            read_json(folder / name)  # transformers would wait for ever at a pipe
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise bare exceptions of many kinds here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare exceptions of many kinds, and the panics of Rust code, which are no Exception
         raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}. Download its files again.") from error
+
+
+def require_tame_template(tokenizer: Any, seconds: float = 1.0) -> None:
+    """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see render.py."""
+    import subprocess
+
+    template = tokenizer.chat_template
+    if not template:
+        return
+    task = {"template": _default_template(template), "seconds": seconds, "bytes": TEMPLATE_BYTES}
+    task["tokens"] = {
+        name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    }
+    command = [sys.executable, "-m", "base_model.render"]
+    done = subprocess.run(command, input=json.dumps(task), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        fault = "ran too long" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+        raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")
+
+
+def _default_template(template: Any) -> str:
+    """A tokenizer may carry several templates by name; `default` is the one that is used."""
+    return template.get("default", next(iter(template.values()))) if isinstance(template, dict) else template
 
 
 def tokenizer_facts(folder: Path) -> pd.DataFrame:

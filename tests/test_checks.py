@@ -30,7 +30,7 @@ def cut(folder):
 
 BROKEN = {
     "all shards: bytes": lambda folder: edit_index(folder, lambda index: index["metadata"].update(total_size=1)),
-    "all shards: elements": lambda folder: edit_index(
+    "all shards: parameters": lambda folder: edit_index(
         folder, lambda index: index["metadata"].update(total_parameters=1)
     ),
     f"{SHARD}: length": cut,
@@ -62,11 +62,11 @@ def test_a_broken_folder_fails_that_check_alone(check, toy, tmp_path):
 def test_a_missing_shard_is_a_row(toy, tmp_path):
     folder = shutil.copytree(toy, tmp_path / "broken")
     (folder / SHARD).unlink()
-    assert f"{SHARD}: length" in failing(folder)
+    assert f"{SHARD}: header" in failing(folder)
 
 
 def test_a_swapped_tensor_name_is_found_though_the_counts_agree(tmp_path):
-    write_tensors(tmp_path / "model-00001-of-00001.safetensors", {"a": ("U8", (2,))})
+    write_tensors(tmp_path / "model-00001-of-00001.safetensors", {"a": ("F16", (2,))})
     index = {"metadata": {}, "weight_map": {"b": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert failing(tmp_path) == ["model-00001-of-00001.safetensors: tensors"]

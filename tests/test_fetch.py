@@ -35,10 +35,13 @@ def test_a_folder_that_exists_wins_over_a_hub_id(toy, tmp_path, monkeypatch):
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer is missing"),
         (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing"),
-        (lambda folder: shutil.copy(folder / "config.json", folder / SHARD), f"{SHARD} does not begin with"),
+        (lambda folder: shutil.copy(folder / "config.json", folder / SHARD), f"{SHARD} is a JSON text"),
         (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1]), f"{SHARD} has 40,207 bytes"),
         (lambda folder: (folder / SHARD).open("ab").write(b"xx"), f"{SHARD} has 40,210 bytes"),
-        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "model.safetensors is missing"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").unlink(),
+            "3 of 3 shards are there, but not their index",
+        ),
     ],
 )
 def test_an_incomplete_folder_says_what_is_missing(toy, tmp_path, damage, words):

@@ -95,7 +95,7 @@ def test_names_cannot_break_the_markdown_table(tmp_path):
 
 def test_an_empty_or_absent_folder_is_told(tmp_path):
     (tmp_path / ".gitignore").write_text("*")
-    with pytest.raises(mt.ModelError, match="is empty"):
+    with pytest.raises(mt.ModelError, match="folder is empty"):
         mt.list_files(tmp_path)
     with pytest.raises(mt.ModelError, match="no folder"):
         mt.list_files(tmp_path / "absent")

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import pandas as pd
 import pytest
 from safetensors import safe_open
 
@@ -61,8 +62,8 @@ def test_every_row_is_what_safetensors_says(toy):
 
 def test_rows_follow_the_data_not_the_header(tmp_path):
     entries = {
-        "second": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
-        "first": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "second": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [3, 5]},
+        "first": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]},
     }
     text = json.dumps(entries).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"12345")
@@ -90,10 +91,10 @@ def test_rows_follow_the_data_not_the_header(tmp_path):
         ("model.layers.1.mamba.A_log", 1, "other"),
     ],
 )
-def test_layer_and_component_of_a_name(name, layer, component):
-    from base_model.tensors import layer_and_component
-
-    assert layer_and_component(name) == (layer, component)
+def test_layer_and_component_of_a_name(tmp_path, name, layer, component):
+    write_tensors(tmp_path / "model.safetensors", {name: ("F32", (2,))})
+    row = mt.read_tensors(tmp_path).iloc[0]
+    assert (None if row["layer"] is pd.NA else row["layer"], row["component"]) == (layer, component)
 
 
 def test_a_tied_head_that_is_stored_again_counts_once(tmp_path):

@@ -1,0 +1,74 @@
+"""config.json to transformers' own idea of the architecture, with nothing in it that could steer what is run."""
+
+from pathlib import Path
+from typing import Any
+
+from base_model import ModelError, visible
+from base_model.checkpoint import read_config
+
+# The largest values that a model of today comes near, by the ends of a setting's name: a slip must not fill the memory.
+LIMITS = {"layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "dim": 10**6, "size": 10**7}
+
+
+def read_architecture(folder: Path) -> Any:
+    """The transformers config of a local model.
+
+    Remote code (`auto_map`) and every choice of kernels (`attn_implementation` and its like) are dropped: config.json
+    describes a model, it does not choose what runs. Raises ModelError for values that no model has.
+    """
+    from transformers import CONFIG_MAPPING
+
+    settings = _described(read_config(folder))
+    if not settings:
+        raise ModelError(f"There is no config.json in {folder}, or it is empty. Download it again.")
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"config.json has the model_type {visible(repr(model_type))}, which this transformers does not know; code "
+            "from the folder is never run. Take a model of a known type, or a newer transformers."
+        )
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(settings)
+    except Exception as error:  # each config class checks its values in its own way
+        raise ModelError(f"config.json does not describe a {model_type} model: {error}. Download it again.") from error
+
+
+def _described(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, at every depth, without the steering ones; absurd sizes are refused."""
+    kept = {}
+    for name, value in settings.items():
+        limit = LIMITS.get(name.rpartition("_")[2])
+        if limit and isinstance(value, int | float) and not 0 <= value <= limit:
+            raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Download it again.")
+        if name != "auto_map" and "implementation" not in name and "kernel" not in name.split("_"):
+            kept[name] = _described(value) if isinstance(value, dict) else value
+    return kept
+
+
+def skeleton_of(config: Any) -> Any:
+    """The causal language model of a config on the meta device: every shape, no memory. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # the model code of each architecture fails in its own way
+        raise ModelError(f"config.json describes no causal language model that can be built: {error}.") from error
+
+
+def require_fit(config: Any, tensors: Any) -> None:
+    """Stop before anything large is built when config.json describes more than `read_tensors` found.
+
+    transformers would fill what is missing with random numbers, in memory, and only log it.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    stored = tensors["layer"].nunique()
+    if layers > stored:
+        raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
+    parameters = sum(parameter.numel() for parameter in skeleton_of(config).parameters())
+    if parameters > tensors["parameters"].sum():
+        raise ModelError(
+            f"config.json describes {parameters:,} parameters, the weights hold {tensors['parameters'].sum():,}: they "
+            "do not belong together. Download both again."
+        )

@@ -1,0 +1,169 @@
+"""One safetensors file's header, valid to the last byte or refused. Headers are read, weights never.
+
+The format, in one breath: 8 bytes little-endian give the length of a JSON header; the header maps each tensor's
+name to its dtype, shape and place in the data that follows. So a few kilobytes tell all about many gigabytes.
+Specification: https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from base_model import ModelError, format_bytes, visible
+
+AGAIN = "Delete it and download it again."
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+Columns = tuple[list[str], list[str], list[tuple[int, ...]]]  # names, dtypes, shapes
+FIELDS = {"dtype", "shape", "data_offsets"}
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+# What is often found where a safetensors file should be, by its first bytes.
+LOOK_ALIKES = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights it stands for. Run `git lfs pull` or download it"),
+    (b"<", "an HTML or XML page, likely an error message saved under this name. Delete it and download it again"),
+    (b"{", "a JSON text, likely an error message saved under this name. Delete it and download it again"),
+    (b"PK\x03\x04", "a zip archive, perhaps PyTorch weights. It is not opened; find the model's safetensors files"),
+    (b"\x80", "a Python pickle, perhaps PyTorch weights. It is not opened; find the model's safetensors files"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it where you trust its origin"),
+    (b"GGUF", "a GGUF file. It is not opened; find the model's safetensors files"),
+    (b"\x89HDF", "an HDF5 file. It is not opened; find the model's safetensors files"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one safetensors file says of itself: its tensors as columns of equal length, in the order of the data."""
+
+    path: Path
+    names: list[str]
+    dtypes: list[str]  # as stored: F32, BF16, ...
+    shapes: list[tuple[int, ...]]
+    elements: list[int]
+    sizes: list[int]  # bytes
+    header_bytes: int  # the 8 bytes of length included
+    file_bytes: int  # what is on the disk
+
+    @property
+    def expected_bytes(self) -> int:
+        """The length that the header implies for the whole file."""
+        return self.header_bytes + sum(self.sizes)
+
+
+def read_header(path: Path) -> Header:
+    """The header of one safetensors file, valid, with the file whole. Raises ModelError."""
+    header = read_valid_header(path)
+    difference = header.file_bytes - header.expected_bytes
+    if difference:
+        words = f"{format_bytes(-difference)} short: its download was cut off" if difference < 0 else "too long"
+        raise ModelError(
+            f"{visible(path.name)} is {words} ({header.file_bytes:,} bytes, its header asks for "
+            f"{header.expected_bytes:,}). {AGAIN}"
+        )
+    return header
+
+
+def read_valid_header(path: Path) -> Header:
+    """The same, but the data behind the header may be cut short or too long: compare the header's lengths."""
+    with open_file(path) as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        text = _header_text(path, file, file_bytes)
+    names, dtypes, shapes = _columns(path, text)
+    elements = list(map(prod, shapes))
+    sizes = [count * BITS[dtype] // 8 for count, dtype in zip(elements, dtypes, strict=True)]
+    return Header(path, names, dtypes, shapes, elements, sizes, 8 + len(text), file_bytes)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading; a pipe or a device would keep us waiting. Raises ModelError."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise ModelError(f"{visible(path.name)} is {kind}, not a file. Move it away and download the file again.")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        link = " (it is a link to nothing)" if path.is_symlink() else ""
+        raise ModelError(f"{visible(path.name)} is missing{link}. Download it again.") from error
+    except OSError as error:
+        raise ModelError(f"{visible(path.name)} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def _header_text(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
+    """The header's JSON text; a file of another kind is named for what it is."""
+    start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if 2 <= length <= min(MAX_HEADER_BYTES, file_bytes - 8) and start[8:] == b"{":
+        return b"{" + file.read(length - 1)
+    if 2 <= length <= MAX_HEADER_BYTES and start[8:] in (b"{", b""):
+        raise ModelError(f"{visible(path.name)} ends within its header: its download was cut off. {AGAIN}")
+    raise ModelError(f"{visible(path.name)} is {_look_alike(start)}.")
+
+
+def _look_alike(start: bytes) -> str:
+    if not start.strip(b"\0"):
+        return f"empty, or begins with zeros: no safetensors file. {AGAIN[:-1]}"
+    known = (words for magic, words in LOOK_ALIKES if magic.startswith(start) or start.startswith(magic[:9]))
+    return next(known, f"no safetensors file: it does not begin with a header. {AGAIN[:-1]}")
+
+
+def _columns(path: Path, text: bytes) -> Columns:
+    """Let the safetensors library, in Rust, check and read the header; then refuse what it lets pass."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.offset_keys()
+            slices = [file.get_slice(name) for name in names]
+            metadata = file.metadata()
+    except (SafetensorError, OSError) as error:
+        # The library says this last, of a header that is valid: the caller compares the lengths and can say more.
+        if "file not fully covered" not in str(error):
+            raise ModelError(f"{visible(path.name)} is not a valid safetensors file: {error}. {AGAIN}") from error
+        return _parse(path, text)
+    if not _is_plain(text, len(names), metadata):
+        return _parse(path, text)
+    # A model has few shapes: one tuple for each, not for each tensor, spares the garbage collector most of its work.
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    shapes = [known.setdefault(shape, shape) for shape in (tuple(part.get_shape()) for part in slices)]
+    return names, [part.get_dtype() for part in slices], shapes
+
+
+def _is_plain(text: bytes, tensors: int, metadata: dict[str, str] | None) -> bool:
+    """Whether the header has just the keys it must have, none twice: each has a colon, so counting colons proves it.
+
+    A name with a colon in it makes the count too large; such a header is parsed in full instead.
+    """
+    return text.count(b":") == 4 * tensors + (0 if metadata is None else 1 + len(metadata))
+
+
+def _parse(path: Path, text: bytes) -> Columns:
+    """A header that the library found valid, read strictly: names that stand twice, surplus fields and metadata that
+    are not text are refused."""
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except ValueError as error:
+        raise ModelError(f"{visible(path.name)} has an ambiguous header: {error}. {AGAIN}") from error
+    if not isinstance(entries.pop("__metadata__", {}), dict):
+        raise ModelError(f"{visible(path.name)} has metadata that are not text. {AGAIN}")
+    for name, entry in entries.items():
+        if surplus := ", ".join(entry.keys() - FIELDS):
+            words = f"describes {visible(name)} with an unknown {visible(surplus)}"
+            raise ModelError(f"{visible(path.name)} {words}. {AGAIN}")
+    names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+    return names, [entries[name]["dtype"] for name in names], [tuple(entries[name]["shape"]) for name in names]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{visible(next(name for name in names if names.count(name) > 1))} stands in it twice")
+    return mapping
