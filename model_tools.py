@@ -5,13 +5,14 @@ Everything a reader needs is here: `import model_tools as mt`. `model` is always
 this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
 """
 
+import difflib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, checkpoint, format_bytes, format_count, hub, visible
+from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
 from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
 from base_model.checks import Check, run_checks
 from base_model.files import describe_file, tree_lines
@@ -30,9 +31,9 @@ from base_model.tokenizer import token_table, tokenizer_facts
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
     "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_with_pipeline", "group_parameters", "list_files", "load_model", "plot_components", "plot_layers",
-    "plot_parameters", "plot_runs", "plot_storage", "read_tensors", "readable", "run_on_accelerator",
-    "save_chart", "show_tokens", "takeaways", "to_markdown",
+    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "plot_components",
+    "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors", "readable",
+    "remove_leftovers", "run_on_accelerator", "save_chart", "show_tokens", "takeaways", "to_markdown",
 ]  # fmt: skip
 
 HERE = Path(__file__).resolve().parent
@@ -41,42 +42,82 @@ HERE = Path(__file__).resolve().parent
 # --- The model: a folder, or a Hub id ------------------------------------------------------------------------
 
 
-def fetch_model(model: str | Path, folder: str | Path | None = None) -> Path:
+def fetch_model(model: str | Path, folder: str | Path | None = None, verify: bool = False) -> Path:
     """The complete local folder of a model: found on the disk, or downloaded from the Hub.
 
-    `model` is a folder or a Hub id ("org/name"); `folder` is where a download goes, by default the name after
-    the slash, beside this module. Complete means config.json, a tokenizer, and every shard that the index names
-    at the length its header implies. With a complete folder no request is made.
+    `model` is a folder or a Hub id ("org/name", or "org/name@revision"); `folder` is where a download goes, by
+    default the name after the slash, beside this module. Complete means config.json, a tokenizer, and every shard
+    that the index names at the length its header implies. With a complete folder no request is made, except by
+    `verify`, which compares every file's hash with the Hub's.
 
-    Raises ModelError: which file is missing or short; what to do about a gated or missing model or a full disk.
+    Raises ModelError: which file is missing, short or changed; what to do about a gated or missing model or a full
+    disk. Ctrl-C stops a download within two seconds and leaves the finished files.
     """
-    target = Path(folder) if folder is not None else _local_folder(model)
+    target, hub_id = Path(folder) if folder is not None else _local_folder(model), _hub_id(model)
     missing = checkpoint.missing_parts(target) if target.is_dir() else [f"{target} does not exist"]
-    if not missing:
-        return target
-    if Path(model).is_dir() or not hub.is_hub_id(str(model)):
-        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {_NEXT_STEP}")
-    hub.download(str(model), target)
-    if missing := checkpoint.missing_parts(target):
-        raise ModelError(f"{model} was downloaded, but {'; '.join(missing)}. Run this again, or pick another model.")
+    if missing and hub_id is None:
+        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {_NEXT_STEP}{_nearest(target)}")
+    if missing and hub_id:
+        download.download(hub_id, target)
+        if missing := checkpoint.missing_parts(target):
+            raise ModelError(
+                f"{model} was downloaded, but {'; '.join(missing)}. Delete that file, then run this again."
+            )
+    if verify and hub_id:
+        download.verify(hub_id, target)
     return target
+
+
+def remove_leftovers(folder: str | Path) -> int:
+    """Delete the unfinished files that killed downloads have left in a folder; the bytes that this frees."""
+    unfinished = download.leftovers(Path(folder))
+    freed = sum(path.stat().st_size for path in unfinished)
+    for path in unfinished:
+        path.unlink()
+    return freed
+
+
+def hub_facts(model: str) -> pd.DataFrame:
+    """What the Hub tells of a model to anyone, gated or not, in one request; columns `fact`, `value` (text).
+
+    Its page, commit, access, licence, files, parameters. Raises ModelError when there is no such model, or no Hub.
+    """
+    hub_id = hub.parse_id(str(model))
+    if hub_id is None:
+        raise ModelError(f'{model} is no Hub id; those have the form "org/name".')
+    return pd.DataFrame(hub.public_facts(hub_id).items(), columns=["fact", "value"])
 
 
 _NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-Instruct", or run `make demo`.'
 
 
+def _hub_id(model: str | Path) -> hub.HubId | None:
+    """The Hub id that `model` is, unless it is a folder: a folder that exists wins."""
+    return None if Path(model).is_dir() else hub.parse_id(str(model))
+
+
 def _local_folder(model: str | Path) -> Path:
     """Where a model is, or would be, on this disk: the folder itself, or one of its name beside this module."""
-    path = Path(model)
-    named = hub.is_hub_id(str(model)) or path.name == str(model)
-    return HERE / path.name if named and not path.is_dir() else path
+    path, hub_id = Path(model), _hub_id(model)
+    if hub_id:
+        return HERE / hub_id.folder
+    return HERE / path if path.name == str(model) and not path.is_dir() else path
 
 
-def _folder(model: str | Path) -> Path:
-    """The folder to read, which must exist and hold something."""
-    folder = _local_folder(model)
+def _nearest(folder: Path) -> str:
+    """A hint at a folder of almost this name."""
+    names = [path.name for path in HERE.iterdir() if (path / "config.json").is_file()]
+    close = difflib.get_close_matches(folder.name, names, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _folder(model: str | Path, with_tokenizer: bool = False) -> Path:
+    """The folder to read: the local one if it is complete or no Hub id, else a sparse copy of the Hub's."""
+    folder, hub_id = _local_folder(model), _hub_id(model)
+    if hub_id and not (folder.is_dir() and not checkpoint.missing_parts(folder)):
+        return remote.mirror(hub_id, with_tokenizer)
     if not folder.is_dir():
-        raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}")
+        raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}{_nearest(folder)}")
     if not any(path.is_file() for path in folder.iterdir() if not path.name.startswith(".")):
         raise ModelError(f"{folder} holds no file: {checkpoint.explain_absence(folder)}. {_NEXT_STEP}")
     return folder
@@ -91,7 +132,14 @@ def list_files(model: str | Path) -> pd.DataFrame:
     Columns: `file` (relative, with /), `size` (bytes), `parameters` (Int64, <NA> where a file holds none),
     `description`. Hidden files are left out. Raises ModelError when there is no such folder.
     """
-    folder = _folder(model)
+    try:
+        folder = _folder(model)
+    except ModelError as error:
+        if (hub_id := _hub_id(model)) is None:
+            raise
+        files = remote.listing(hub_id)  # public for a gated model too
+        warnings.warn(f"Files and sizes only. {error}", ModelWarning, stacklevel=2)
+        return files
     sizes = checkpoint.file_sizes(folder)
     headers = _readable_headers(folder, sizes)
     counts = tensor_table(headers, checkpoint.read_config(folder)).groupby("file")["parameters"].sum()
@@ -114,10 +162,13 @@ def _readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
 
 
 def directory_tree(model: str | Path) -> str:
-    """The folder as a tree, one line per file and folder, with sizes in 1024s."""
+    """The folder as a tree, one line per file and folder, with sizes in 1024s, and the Hub commit it came from."""
     folder = _folder(model)
     sizes = checkpoint.file_sizes(folder)
-    head = f"{visible(folder.resolve().name)}/  {format_bytes(sum(sizes.values()))}"
+    origin = ", ".join(commit[:8] for commit in download.commits(folder))
+    head = f"{visible(folder.resolve().name)}/  {format_bytes(sum(sizes.values()))}" + (
+        f"  (commit {origin})" if origin else ""
+    )
     return "\n".join([head, *tree_lines(sizes)])
 
 
@@ -165,12 +216,12 @@ def check_model(model: str | Path) -> pd.DataFrame:
 
 def describe_tokenizer(model: str | Path) -> pd.DataFrame:
     """Facts about the tokenizer: vocabulary, special tokens with their ids, chat template; columns `fact`, `value`."""
-    return tokenizer_facts(_folder(model))
+    return tokenizer_facts(_folder(model, with_tokenizer=True))
 
 
 def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
     """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
-    return token_table(_folder(model), text)
+    return token_table(_folder(model, with_tokenizer=True), text)
 
 
 # --- A first run ---------------------------------------------------------------------------------------------

@@ -1,107 +1,83 @@
-"""The Hugging Face Hub: what a download would bring, the download, and access faults in plain words."""
+"""The Hugging Face Hub: ids, the public facts of a model, and access faults in plain words."""
 
 import errno
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from base_model import ModelError, format_bytes
-from base_model.checkpoint import INDEX_FILE, SINGLE_FILE
+from base_model import ModelError, format_bytes, format_count
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-# Copies that transformers does not read: the publisher's own layout, and other formats of the same weights.
-LEFT_OUT = [
-    "original/*", "consolidated*", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.pkl", "*.h5", "*.msgpack", "*.ot",
-    "*.gguf", "*.onnx*", "onnx/*", "openvino*", "*coreml/*", "*.mlmodel", "*.mlpackage/*", "*.tflite", "*.nemo",
-    "model.fp*.safetensors", ".*",
-]  # fmt: skip
-
 WITHOUT = "Or run `make demo`, which needs no account."
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `org/name`."""
-    return _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def download(model: str, folder: Path) -> None:
-    """Bring every file that transformers needs into `folder`, after saying how much will come.
+@dataclass(frozen=True)
+class HubId:
+    """`org/name`, or `org/name@revision` with a branch, tag or commit."""
 
-    What is already there and came from the Hub is kept; nothing of another origin is overwritten.
-    Raises ModelError for an access fault, a model without safetensors, a full disk, or files in the way.
+    name: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """What its local folder is called; a pinned revision has one of its own."""
+        name = self.name.rpartition("/")[2]
+        return name if self.revision is None else f"{name}@{self.revision.replace('/', '-')}"
+
+
+def parse_id(text: str) -> HubId | None:
+    """The Hub id that `text` is, or None: `org/name` -> `HubId("org/name")`."""
+    match = _HUB_ID.fullmatch(text)
+    return HubId(match["name"], match["revision"]) if match and not text.startswith(".") else None
+
+
+def model_info(model: HubId) -> Any:
+    """What the Hub says of a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
+
+    Public even for a gated model. Raises ModelError.
     """
-    with _faults_in_words(model):
-        plan = _snapshot(model, folder, dry_run=True)
-        _require_safetensors(model, [file.filename for file in plan])
-        coming = [file for file in plan if file.will_download]
-        _require_no_strangers(folder, [file.filename for file in coming])
-        size = sum(file.file_size or 0 for file in coming)
-        _require_space(folder, size)
-        print(f"Downloading {len(coming)} files, {format_bytes(size)}, of {model} into {folder.name}/ ...")
-        _snapshot(model, folder)
+    from huggingface_hub import HfApi
+
+    with faults_in_words(model.name):
+        return HfApi().model_info(model.name, revision=model.revision, files_metadata=True)
 
 
-def _snapshot(model: str, folder: Path, **options: Any) -> Any:
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(model, local_dir=folder, ignore_patterns=LEFT_OUT, **options)
-
-
-def _require_safetensors(model: str, names: list[str]) -> None:
-    if SINGLE_FILE not in names and INDEX_FILE not in names:  # an adapter or a diffusion model has others
-        raise ModelError(
-            f"{model} has no safetensors weights ({SINGLE_FILE} or {INDEX_FILE}), the only ones read here. "
-            "Pick another model or revision."
-        )
-
-
-def _require_no_strangers(folder: Path, names: list[str]) -> None:
-    """A download replaces files of the same name: stop if one of them did not come from the Hub as it is now."""
-    strangers = [name for name in sorted(names) if (folder / name).exists() and not _came_from_hub(folder, name)]
-    if strangers:
-        raise ModelError(
-            f"{folder} already holds {', '.join(strangers)}, not downloaded by the Hub client or changed since; the "
-            "download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
-        )
-
-
-def _came_from_hub(folder: Path, name: str) -> bool:
-    """Whether the client's own record (commit, hash, time, a line each) is there and no older than the file."""
-    record = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
-    if not record.exists():
-        return False
-    return (folder / name).stat().st_mtime - 1 <= float(record.read_text().splitlines()[2])
-
-
-def _require_space(folder: Path, size: int) -> None:
-    """All of the download must fit on the disk, or its first byte is not asked for."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise ModelError(
-            f"The download needs {format_bytes(size)}, the disk of {folder} has {format_bytes(free)} free. "
-            "Free some space, or give a folder on another disk: fetch_model(model, folder=...)."
-        )
+def public_facts(model: HubId) -> dict[str, str]:
+    """The facts that need no access, in words."""
+    info = model_info(model)
+    size = sum(file.size or 0 for file in info.siblings)
+    card = info.card_data.to_dict() if info.card_data else {}
+    parameters = format_count(info.safetensors.total) if info.safetensors else "not stated"
+    dtypes = ", ".join(info.safetensors.parameters) if info.safetensors else "not stated"
+    return {
+        "model": f"https://huggingface.co/{model.name}",
+        "commit": info.sha,
+        "access": f"gated ({info.gated}): request it at the model's page" if info.gated else "open",
+        "licence": str(card.get("license_name") or card.get("license") or "not stated"),
+        "files": f"{len(info.siblings)}, {format_bytes(size)} in all",
+        "parameters": parameters,
+        "stored as": dtypes,
+    }
 
 
 @contextmanager
-def _faults_in_words(model: str) -> Iterator[None]:
+def faults_in_words(model: str) -> Iterator[None]:
     """Turn what the Hub client raises into a ModelError that says what to do next."""
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
 
     try:
         yield
-    # The last three: an id or token that cannot be sent, a page that is not the Hub's, a plan the client cannot make.
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError, AssertionError) as error:
-        hides_reason = isinstance(error, DryRunError | LocalEntryNotFoundError)
+    # The last three: an id or token that cannot be sent, a page that is not the Hub's, a broken answer.
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
+        hides_reason = isinstance(error, LocalEntryNotFoundError)
         raise ModelError(_words(model, (hides_reason and error.__cause__) or error)) from error
 
 
@@ -120,7 +96,7 @@ def _words(model: str, error: BaseException) -> str:
 
 def _refusal(model: str, error: "HfHubHTTPError") -> str:
     """An answer of the Hub that is not the file, in words."""
-    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
     if isinstance(error, GatedRepoError) and status == 401:
@@ -130,16 +106,22 @@ def _refusal(model: str, error: "HfHubHTTPError") -> str:
         )
     if isinstance(error, GatedRepoError):
         return (
-            f"{model} is gated and your account has no access yet: request it at https://huggingface.co/{model} "
-            "(`hf auth whoami` shows the account), wait for the mail, then run this again."
+            f"{model} is gated and {_account()} has no access yet: request it at https://huggingface.co/{model}, "
+            "wait for the mail, then run this again."
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"The Hub knows no model {model}, or it is private: check the spelling at https://huggingface.co/models, "
             "and `hf auth login` if it is yours."
         )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model} has no such revision. Its branches and commits: https://huggingface.co/{model}/commits/main."
     if isinstance(error, DisabledRepoError):
         return f"The Hub has disabled {model}. Its page may say why: https://huggingface.co/{model}."
+    return _refusal_by_status(model, status)
+
+
+def _refusal_by_status(model: str, status: int) -> str:
     if status == 401:
         return "The Hub refused your token: it is wrong or has expired. Run `hf auth login` again."
     if status == 403:
@@ -150,6 +132,18 @@ def _refusal(model: str, error: "HfHubHTTPError") -> str:
     if status == 429:
         return "The Hub has had too many requests from here: wait some minutes, then run this again."
     return f"The Hub could not be reached for {model} (it answered {status}). Wait a little and try again."
+
+
+def _account() -> str:
+    """Whose token is used, as the Hub tells; a detail of a message that must not fail for it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return f"your account {HfApi().whoami()['name']}"
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError):
+        return "your account (`hf auth whoami` shows it)"
 
 
 def _hindrance(model: str, error: BaseException) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 CHUNK = 1 << 20  # files are streamed, so that sparse ones of many gigabytes can be served too
 HASHED = 100 << 20  # a larger file's hash is made up from its name: reading gigabytes of holes takes a minute
+ACCOUNT = "the-account"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf")
 
 # What the Hub answers: status, headers, and which requests ("METHOD /path") the fault hits.
 # For a gated model the listing works and files are refused; a bad token is refused even for public models.
-EVERY, FILES, CONTENTS = r"", r"\w+ /.*/resolve/", r"GET /.*/resolve/"
+EVERY, FILES, CONTENTS = r"", r"\w+ /.*(/resolve/|/auth-check)", r"GET /.*/resolve/"
 FAULTS: dict[str | None, tuple[int, dict[str, str], str]] = {
     None: (0, {}, "never"),
     "gated-no-token": (401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}, FILES),
@@ -48,10 +50,10 @@ class Request:
 
 
 class HubStandIn(ThreadingHTTPServer):
-    def __init__(self, folder: Path, fault: str | None = None):
+    def __init__(self, folder: Path, fault: str | None = None, pause: float = 0.0):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.folder, self.fault = folder, fault
+        self.folder, self.fault, self.pause = folder, fault, pause  # pause: seconds before each chunk of a large file
         self.requests: list[Request] = []
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         self.files = {path.relative_to(folder).as_posix(): _entry(folder, path) for path in paths}
@@ -102,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(200, {"id": match[1], "sha": hub.commit, "gated": gated, "siblings": siblings}, {})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+", path):
             self._send_json(200, list(hub.files.values()), {})
+        elif path.endswith("/auth-check"):
+            self._send_json(200, {}, {})
+        elif path == "/api/whoami-v2":
+            self._send_json(200, {"name": ACCOUNT}, {})
         elif (match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", path)) and match[1] in hub.files:
             self._send_file(hub.files[match[1]])
         else:
@@ -126,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers = 416, {"Content-Range": f"bytes */{entry['size']}"}
         self._send_head(status, headers, len(wanted))
         for chunk in _chunks(self.server.folder / entry["path"], wanted) if self.command == "GET" else ():
+            time.sleep(self.server.pause if entry["lfs"] else 0)
             self.record.sent += len(chunk)  # before it leaves, or a quick test would count too few
             self.wfile.write(chunk)
 
