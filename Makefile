@@ -1,5 +1,5 @@
 # make demo       the whole notebook on a small real model: no account, no Hub
-# make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct
+# make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct [DOWNLOAD=no]
 # make lab        open the notebook in JupyterLab
 # make test       lint, types, tests
 # make refresh    renew the committed notebook outputs and the pictures in charts/

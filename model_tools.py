@@ -31,9 +31,9 @@ from base_model.tokenizer import token_table, tokenizer_facts
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
     "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "plot_components",
-    "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors", "readable",
-    "remove_leftovers", "run_on_accelerator", "save_chart", "show_tokens", "takeaways", "to_markdown",
+    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "open_model",
+    "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
+    "readable", "remove_leftovers", "run_both", "save_chart", "show_tokens", "takeaways", "to_markdown",
 ]  # fmt: skip
 
 HERE = Path(__file__).resolve().parent
@@ -66,6 +66,23 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     if verify and hub_id:
         download.verify(hub_id, target)
     return target
+
+
+def open_model(model: str | Path, download_it: bool = True) -> Path | str:
+    """What the other functions should read: the complete local folder, downloaded if it must be and may be.
+
+    Without a download, or the disk space for one, the Hub id itself, which is then read over the network; a sentence
+    says so. Raises ModelError as `fetch_model` does.
+    """
+    hub_id = _hub_id(model)
+    reason = "no download was wished"
+    if download_it or hub_id is None or _is_complete(_local_folder(model)):
+        try:
+            return fetch_model(model)
+        except download.NoSpaceError as error:
+            reason = str(error)
+    print(f"{model} is read over the network, headers only ({reason}). What needs weights is skipped.")
+    return str(model)
 
 
 def remove_leftovers(folder: str | Path) -> int:
@@ -104,6 +121,10 @@ def _local_folder(model: str | Path) -> Path:
     return HERE / path if path.name == str(model) and not path.is_dir() else path
 
 
+def _is_complete(folder: Path) -> bool:
+    return folder.is_dir() and not checkpoint.missing_parts(folder)
+
+
 def _nearest(folder: Path) -> str:
     """A hint at a folder of almost this name."""
     names = [path.name for path in HERE.iterdir() if (path / "config.json").is_file()]
@@ -114,7 +135,7 @@ def _nearest(folder: Path) -> str:
 def _folder(model: str | Path, with_tokenizer: bool = False) -> Path:
     """The folder to read: the local one if it is complete or no Hub id, else a sparse copy of the Hub's."""
     folder, hub_id = _local_folder(model), _hub_id(model)
-    if hub_id and not (folder.is_dir() and not checkpoint.missing_parts(folder)):
+    if hub_id and not _is_complete(folder):
         return remote.mirror(hub_id, with_tokenizer)
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}{_nearest(folder)}")
@@ -192,12 +213,14 @@ def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
     """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
 
     Index: the groups, largest first for components and dtypes, in order for files and layers.
-    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1).
+    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
+    a quantisation keeps beside the weights; NaN for a group without parameters).
     """
     if by not in ("file", "component", "layer", "dtype"):
         raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
     groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
     groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
+    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
     return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
 
 
@@ -227,11 +250,21 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 # --- A first run ---------------------------------------------------------------------------------------------
 
 
-def run_on_accelerator(folder: str | Path, prompt: str, max_new_tokens: int = 50) -> list[Generation]:
-    """Both methods on this machine's accelerator (MPS or CUDA); without one, a sentence and an empty list."""
-    accelerators = available_devices()[1:]
-    if not accelerators:
-        print("This machine has no accelerator (Apple MPS or CUDA): the CPU runs stand alone.")
+def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
+    """Load a local model once and run both methods on it, printing what they answer; `device` may be "accelerator".
+
+    An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
+    """
+    folder = _local_folder(model)
+    if _hub_id(model) and not _is_complete(folder):
+        print(f"Skipped: the weights of {model} are not on this disk, only its headers were read.")
         return []
-    model, tokenizer = load_model(folder, accelerators[0])
-    return [run(model, tokenizer, prompt, max_new_tokens) for run in (generate_with_pipeline, generate_manually)]
+    devices = available_devices()
+    if device == "accelerator" and len(devices) == 1:
+        print("Skipped: this machine has no accelerator (Apple MPS or CUDA).")
+        return []
+    loaded = load_model(folder, devices[-1] if device == "accelerator" else device)
+    runs = [generate(*loaded, prompt, max_new_tokens) for generate in (generate_with_pipeline, generate_manually)]
+    for run in runs:
+        print(f"{run.method}, {run.device}: {run.text}")
+    return runs

@@ -21,6 +21,10 @@ RECORDS = Path(".cache", "huggingface", "download")  # where the Hub client note
 CONNECTIONS = 4
 
 
+class NoSpaceError(ModelError):
+    """The one fault that leaves another way: the model can still be read over the network."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a download would bring: `{file: bytes}` each."""
@@ -139,7 +143,7 @@ def _require_space(folder: Path, size: int) -> int:
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < size:
-        raise ModelError(
+        raise NoSpaceError(
             f"The download needs {format_bytes(size)}, the disk of {folder} has {format_bytes(free)} free. "
             "Free some space, or give a folder on another disk: fetch_model(model, folder=...)."
         )

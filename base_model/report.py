@@ -38,7 +38,7 @@ def _in_words(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
     return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
 
 

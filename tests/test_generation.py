@@ -135,15 +135,34 @@ def test_missing_weights_are_an_error_never_random_numbers(toy, tmp_path):
         mt.load_model(folder)
 
 
+def test_run_both_runs_both_and_prints_their_answers(toy, capsys):
+    runs = mt.run_both(toy, PROMPT, 2)
+    assert [run.method for run in runs] == ["pipeline", "manual"]
+    assert capsys.readouterr().out.splitlines() == [f"{run.method}, cpu: {run.text}" for run in runs]
+
+
 def test_without_an_accelerator_a_sentence_and_no_runs(toy, monkeypatch, capsys):
     monkeypatch.setattr(mt, "available_devices", lambda: ["cpu"])
-    assert mt.run_on_accelerator(toy, PROMPT, 2) == []
+    assert mt.run_both(toy, PROMPT, 2, device="accelerator") == []
     assert "no accelerator" in capsys.readouterr().out
 
 
-def test_with_an_accelerator_both_methods_run_on_it(toy, monkeypatch):
-    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu", "cpu"])
-    assert [run.method for run in mt.run_on_accelerator(toy, PROMPT, 2)] == ["pipeline", "manual"]
+def test_with_an_accelerator_it_is_the_device(toy, monkeypatch):
+    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu", "meta"])
+    with pytest.raises(mt.ModelError, match="no device 'meta'"):
+        mt.run_both(toy, PROMPT, 2, device="accelerator")
+
+
+def test_without_weights_on_the_disk_a_sentence_and_no_runs(capsys):
+    assert mt.run_both("org/not-on-this-disk", PROMPT) == []
+    assert "not on this disk" in capsys.readouterr().out
+
+
+def test_a_run_without_generations_still_has_its_tables(toy):
+    runs = mt.compare_runs([])
+    assert runs.empty
+    assert list(mt.plot_runs(runs).texts) == []
+    assert "26,912" in mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), runs)
 
 
 def test_compare_runs_columns_and_disagreement(loaded):

@@ -113,7 +113,8 @@ def test_a_tied_head_that_is_stored_again_counts_once(tmp_path):
 @pytest.mark.parametrize("by", ["file", "component", "layer", "dtype"])
 def test_groups_add_up(llama_3b, by):
     groups = mt.group_parameters(mt.read_tensors(llama_3b), by)
-    assert list(groups.columns) == ["parameters", "bytes", "share"]
+    assert list(groups.columns) == ["parameters", "bytes", "share", "bits_per_parameter"]
+    assert (groups["bits_per_parameter"] == 32).all()
     assert groups["parameters"].sum() == 3_212_749_824
     assert groups["share"].sum() == pytest.approx(1)
 

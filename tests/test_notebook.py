@@ -39,7 +39,7 @@ def test_cells_are_short_and_define_nothing(committed):
 def test_the_parameters_read_the_environment(committed):
     first = code_cells(committed)[0]
     assert first.metadata.tags == ["parameters"]
-    assert re.findall(r'environ\.get\("(\w+)"', first.source) == ["MODEL", "PROMPT", "MAX_NEW_TOKENS"]
+    assert re.findall(r'environ\.get\("(\w+)"', first.source) == ["MODEL", "PROMPT", "MAX_NEW_TOKENS", "DOWNLOAD"]
     assert '"meta-llama/Llama-3.2-3B-Instruct"' in first.source
     assert committed.metadata.kernelspec.name == "python3"
 
