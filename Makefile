@@ -6,20 +6,24 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MODEL ?= meta-llama/Llama-3.2-3B-Instruct
+NAME = $(shell basename "$(MODEL)")
 NOTEBOOK := base_model_visualize.ipynb
 DEMO := SmolLM2-135M-Instruct
+# `make lab` without a MODEL opens on the demo model when it is there
+LAB_MODEL = $(if $(filter file,$(origin MODEL)),$(or $(patsubst %/config.json,%,$(wildcard $(DEMO)/config.json)),$(MODEL)),$(MODEL))
 BIN := .venv/bin
 READY := .venv/ready
 TEST_READY := .venv/test-ready
 DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
 SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py)
 
-# Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run.
+# Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run. The kernel is
+# reached through a file (ipc): by the network, which is the default, it warns of being heard.
 EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute $(NOTEBOOK) \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 	--KernelManager.transport=ipc --log-level=WARN --output-dir
 
-.PHONY: demo notebook lab test refresh
+.PHONY: demo demo-model notebook lab test refresh
 
 demo: $(DEMO_RUN)
 	@echo
@@ -27,17 +31,18 @@ demo: $(DEMO_RUN)
 	@ls -1 runs/$(DEMO) | sed 's/^/  /'
 	@echo "Read it: make lab, then open $(DEMO_RUN)"
 
-$(DEMO_RUN): $(SOURCES) $(DEMO)/config.json
+$(DEMO_RUN): $(SOURCES) | demo-model
 	MODEL=$(DEMO) $(EXECUTE) runs/$(DEMO)
 
 notebook: $(READY)
-	MODEL="$(MODEL)" $(EXECUTE) "runs/$(notdir $(MODEL))"
-	@echo "Made: runs/$(notdir $(MODEL))/"
+	@$(BIN)/python model_tools.py "$(MODEL)"
+	MODEL="$(MODEL)" $(EXECUTE) "runs/$(NAME)"
+	@echo "Made: runs/$(NAME)/"
 
 lab: $(READY)
-	MODEL="$(MODEL)" $(BIN)/jupyter lab $(NOTEBOOK)
+	MODEL="$(LAB_MODEL)" PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab $(NOTEBOOK)
 
-test: $(TEST_READY) $(DEMO)/config.json
+test: $(TEST_READY) demo-model
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,10 +52,11 @@ refresh: $(TEST_READY) $(DEMO_RUN)
 	$(BIN)/python -m tests.refresh $(DEMO_RUN)
 	@touch $(DEMO_RUN)  # it is as new as the notebook that was just written from it
 
-$(DEMO)/config.json: | $(READY)
-	HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/python demo_model.py
+demo-model: $(READY)
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/python demo_model.py
 
 $(READY): requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	@touch $@

@@ -1,5 +1,7 @@
 """The rooms behind `model_tools`, and what all of them share: two messages and how to write a number."""
 
+COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
+
 
 class ModelError(Exception):
     """Something is wrong with a model, folder, Hub answer or machine: what, in which file, and what to do next."""

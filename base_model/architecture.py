@@ -3,18 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from base_model import ModelError, visible
 from base_model.checkpoint import read_config
 
-# The largest values that a model of today comes near, by the ends of a setting's name: a slip must not fill the memory.
+# Far above any model of today, by the ends of a setting's name: a slip must not fill the memory or run for hours.
 LIMITS = {"layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "dim": 10**6, "size": 10**7}
+# What may choose code or kernels, and so has no say here.
+STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code"}
 
 
 def read_architecture(folder: Path) -> Any:
     """The transformers config of a local model.
 
     Remote code (`auto_map`) and every choice of kernels (`attn_implementation` and its like) are dropped: config.json
-    describes a model, it does not choose what runs. Raises ModelError for values that no model has.
+    describes a model, it does not choose what runs. Raises ModelError for sizes that no model has.
     """
     from transformers import CONFIG_MAPPING
 
@@ -38,9 +42,9 @@ def _described(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in settings.items():
         limit = LIMITS.get(name.rpartition("_")[2])
-        if limit and isinstance(value, int | float) and not 0 <= value <= limit:
+        if limit and isinstance(value, int | float) and not abs(value) <= limit:  # NaN is refused, too
             raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Download it again.")
-        if name != "auto_map" and "implementation" not in name and "kernel" not in name.split("_"):
+        if name not in STEERING and "_implementation" not in name:
             kept[name] = _described(value) if isinstance(value, dict) else value
     return kept
 
@@ -57,18 +61,24 @@ def skeleton_of(config: Any) -> Any:
         raise ModelError(f"config.json describes no causal language model that can be built: {error}.") from error
 
 
-def require_fit(config: Any, tensors: Any) -> None:
+def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     """Stop before anything large is built when config.json describes more than `read_tensors` found.
 
-    transformers would fill what is missing with random numbers, in memory, and only log it.
+    transformers would fill what is missing with random numbers, in memory, and only log it. `countable` says whether
+    the parameters of the table are exact; otherwise only the layers are compared.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     stored = tensors["layer"].nunique()
     if layers > stored:
         raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
-    parameters = sum(parameter.numel() for parameter in skeleton_of(config).parameters())
-    if parameters > tensors["parameters"].sum():
+    parameters, found = count_parameters(skeleton_of(config)), int(tensors["parameters"].sum())
+    if countable and parameters > found:
         raise ModelError(
-            f"config.json describes {parameters:,} parameters, the weights hold {tensors['parameters'].sum():,}: they "
-            "do not belong together. Download both again."
+            f"config.json describes {parameters:,} parameters, the weights hold {found:,}: they do not belong "
+            "together. Download both again."
         )
+
+
+def count_parameters(model: Any) -> int:
+    """The parameters of a transformers model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

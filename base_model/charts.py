@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import format_bytes, format_count, format_share, visible
-from base_model.tensors import COMPONENTS
+from base_model import COMPONENTS, format_bytes, format_count, format_share, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

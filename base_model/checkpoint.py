@@ -50,6 +50,22 @@ class Index:
         return sorted(set(self.weight_map.values()))
 
 
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; a name that no disk can hold is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def names_in(folder: Path) -> list[str]:
+    """The visible names at the top of a folder. Raises ModelError where it may not be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out.
 
@@ -187,10 +203,11 @@ def _require_places(index: Index, headers: dict[str, Header]) -> None:
 
 def missing_parts(folder: Path) -> list[str]:
     """What keeps `folder` from being a complete model, one sentence each; empty when it is complete."""
-    missing = [] if (folder / "config.json").is_file() else ["config.json is missing"]
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    names = set(names_in(folder))
+    missing = [] if "config.json" in names else ["config.json is missing"]
+    if names.isdisjoint(TOKENIZER_FILES):
         missing.append(f"the tokenizer is missing ({', '.join(TOKENIZER_FILES[:3])}, ...)")
-    if not (os.path.lexists(folder / SINGLE_FILE) or os.path.lexists(folder / INDEX_FILE)):
+    if names.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return [*missing, f"the weights are missing: {explain_absence(folder)}"]
     return missing + [words for path in weight_files(folder, read_index(folder)) for words in _missing_from(path)]
 
@@ -206,7 +223,7 @@ def _missing_from(path: Path) -> list[str]:
 
 def explain_absence(folder: Path) -> str:
     """Why there are no weights to read in `folder`: what it holds instead, and the next step, without a full stop."""
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    names = names_in(folder)
     if not names:
         return "the folder is empty"
     if shards := [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:

@@ -1,19 +1,21 @@
 """Every number that a model folder states twice, compared: the index, the headers, the files, config.json."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from base_model import ModelError
 from base_model.checkpoint import Index, read_config, read_index, weight_files
-from base_model.counting import is_tied
+from base_model.counting import is_tied, quantization_of
 from base_model.headers import Header, read_valid_header
 from base_model.tensors import tensor_table
 
 
-class Check(NamedTuple):
+@dataclass(frozen=True)
+class Check:
     """One comparison, ready to be a row; numbers are written with separators."""
 
     check: str
@@ -31,16 +33,20 @@ def run_checks(folder: Path) -> list[Check]:
     table = tensor_table(headers, config)
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
         return [*files, *_head(config, table)]
-    return [*_totals(index, table), *files, *_placements(index, headers), *_head(config, table)]
+    totals = _totals(index, table, quantized=bool(quantization_of(config)))
+    return [*totals, *files, *_placements(index, headers), *_head(config, table)]
 
 
 def _compare(check: str, expected: int, found: int) -> Check:
     return Check(check, f"{expected:,}", f"{found:,}", expected == found)
 
 
-def _totals(index: Index, table: pd.DataFrame) -> Iterator[Check]:
+def _totals(index: Index, table: pd.DataFrame, quantized: bool) -> Iterator[Check]:
     """The sums that the index states, against the same sums from the headers."""
-    for total, column in (("total_size", "bytes"), ("total_parameters", "parameters")):
+    totals = {"total_size": "bytes", "total_parameters": "parameters"}
+    if quantized:  # writers count packed weights and their scales in ways of their own
+        del totals["total_parameters"]
+    for total, column in totals.items():
         if total in index.totals:
             yield _compare(f"all shards: {column}", index.totals[total], int(table[column].sum()))
 
@@ -69,6 +75,7 @@ def _placements(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
 def _head(config: dict[str, Any], table: pd.DataFrame) -> Iterator[Check]:
     """Whether config.json ties the head to the embedding, against whether a head is stored."""
     if "tie_word_embeddings" in config:
-        tied, stored = is_tied(config), (table["component"] == "head").any()
-        words = {True: "tied, no head stored", False: "a head of its own"}
-        yield Check("output head", words[tied], words[not stored], tied != stored)
+        tied, stored = is_tied(config), bool((table["component"] == "head").any())
+        expected = "tied, none stored" if tied else "one of its own"
+        found = ("a copy is stored" if tied else "one of its own") if stored else "none stored"
+        yield Check("output head", expected, expected if tied != stored else found, tied != stored)

@@ -12,10 +12,8 @@ import pandas as pd
 
 from base_model import ModelWarning, visible
 
-HEAD = "lm_head.weight"
-
 # Stored by old checkpoints, though any model code computes them anew.
-BUFFERS = ("rotary_emb.inv_freq", "position_ids", ".masked_bias")
+BUFFERS = ("rotary_emb.inv_freq", "position_ids", ".masked_bias", ".causal_mask")
 MASKS = (".attn.bias", ".attention.bias")  # where the shape is (1, 1, positions, positions)
 
 # What each quantisation method keeps beside the weights, by the ends of the names.
@@ -36,36 +34,59 @@ BOOKKEEPING = {
 }  # fmt: skip
 # Which tensors hold several weights in one element, where the method packs at all.
 PACKED = {"gptq": ".qweight", "awq": ".qweight", "mxfp4": "_blocks", "compressed-tensors": ".weight_packed"}
-INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F4")  # odd dtypes for plain weights
+INTEGERS = {
+    "U8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F4": 4,
+}  # bits; no plain weights
 
 
 def logical_parameters(table: pd.DataFrame, config: dict[str, Any]) -> pd.Series:
     """The parameters of each row of a tensor table; warns where the rule is not known and stored elements count."""
-    quantization = config.get("quantization_config")
-    method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
+    quantization = quantization_of(config)
+    method = str(quantization.get("quant_method", "")) if quantization else ""
     counts = table["elements"].mask(_ends(table["tensor"], BUFFERS + BOOKKEEPING.get(method, ())), 0)
     counts = counts.mask(_is_mask(table), 0)
-    if _repeats_the_embedding(table, config):
-        counts = counts.mask(table["tensor"] == HEAD, 0)
-    if not isinstance(quantization, dict):
-        if counts[table["dtype"].isin(INTEGERS)].any():
-            _warn("there are integer tensors, but no quantization_config in config.json")
+    counts = counts.mask(_repeats_the_embedding(table, config), 0)
+    if quantization and method not in BOOKKEEPING:
+        _warn(f"the quantisation method {visible(method or 'without a name')} is not known here")
         return counts
-    if method not in BOOKKEEPING:
-        _warn(f"the quantisation method {visible(method)} is not known here")
-        return counts
-    return _unpacked(table, counts, method, quantization)
-
-
-def _unpacked(table: pd.DataFrame, counts: pd.Series, method: str, quantization: dict[str, Any]) -> pd.Series:
-    """The counts, with packed weights counted by the bits that each takes."""
     packed = _is_packed(table["tensor"], method)
-    if not packed.any():
-        return counts
+    if (~packed & counts.gt(0) & table["dtype"].isin(list(INTEGERS))).any():
+        _warn("there are integer tensors that config.json's quantization_config does not explain")
+    return _unpacked(table, counts, packed, method, quantization) if packed.any() else counts
+
+
+def quantization_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The quantisation settings, wherever a config.json keeps them; empty where there are none."""
+    for settings in (config, config.get("text_config")):
+        for name in ("quantization_config", "compression_config"):
+            if isinstance(settings, dict) and isinstance(settings.get(name), dict):
+                return {"quant_method": "compressed-tensors"} | settings[name] if name[0] == "c" else settings[name]
+    return {}
+
+
+def is_known(config: dict[str, Any]) -> bool:
+    """Whether the weights are not quantised, or in a way whose counting rule is known here."""
+    quantization = quantization_of(config)
+    return not quantization or str(quantization.get("quant_method")) in BOOKKEEPING
+
+
+def _unpacked(
+    table: pd.DataFrame, counts: pd.Series, packed: pd.Series, method: str, quantization: dict[str, Any]
+) -> pd.Series:
+    """The counts, with packed weights counted by the bits that each takes."""
     bits = _bits(method, quantization)
     if bits is None:
         _warn(f"config.json gives no one number of bits for its {method} weights")
         return counts
+    if method == "compressed-tensors":  # as many whole weights as go into one element; the rest is padding
+        return counts.mask(packed, table["elements"] * (table["dtype"].map(INTEGERS).fillna(8) // bits))
     return counts.mask(packed, table["bytes"] * 8 // bits)
 
 
@@ -83,10 +104,12 @@ def _ends(names: pd.Series, endings: str | tuple[str, ...]) -> pd.Series:
     return pd.Series([name.endswith(endings) for name in names.to_numpy()], index=names.index, dtype=bool)
 
 
-def _repeats_the_embedding(table: pd.DataFrame, config: dict[str, Any]) -> bool:
-    """Whether a stored head is the embedding once more."""
-    stored = (table["tensor"] == HEAD).any() and (table["component"] == "embedding").any()
-    return bool(stored) and is_tied(config)
+def _repeats_the_embedding(table: pd.DataFrame, config: dict[str, Any]) -> pd.Series:
+    """Which rows are a head that is the embedding once more: of its shape, in a model whose config.json ties them."""
+    embeddings = set(table.loc[table["component"] == "embedding", "shape"])
+    heads = table["component"] == "head"
+    heads[heads] = table.loc[heads, "shape"].isin(embeddings)
+    return heads & (heads.any() and is_tied(config))
 
 
 def is_tied(config: dict[str, Any]) -> bool:
@@ -94,12 +117,12 @@ def is_tied(config: dict[str, Any]) -> bool:
     for settings in (config, config.get("text_config")):
         if isinstance(settings, dict) and "tie_word_embeddings" in settings:
             return bool(settings["tie_word_embeddings"])
-    if "model_type" not in config:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
         return False
     from transformers import CONFIG_MAPPING  # seconds, but only for a head stored without a word on it
 
-    known = config["model_type"] in CONFIG_MAPPING
-    return known and bool(getattr(CONFIG_MAPPING[config["model_type"]](), "tie_word_embeddings", False))
+    return model_type in CONFIG_MAPPING and bool(getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", False))
 
 
 def _is_packed(names: pd.Series, method: str) -> pd.Series:
@@ -112,10 +135,12 @@ def _bits(method: str, quantization: dict[str, Any]) -> int | None:
     """How many bits a packed weight takes; None where config.json does not say, or says several."""
     if method in ("bitsandbytes", "mxfp4"):
         return 4
-    found = {quantization.get("bits", quantization.get("w_bit"))}
+    found = [quantization.get("bits", quantization.get("w_bit"))]
     if method == "compressed-tensors":
         groups = quantization.get("config_groups")
         weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
-        found = {scheme.get("num_bits") for scheme in weights if isinstance(scheme, dict)}
-    bits = found.pop() if len(found) == 1 else None
-    return bits if type(bits) is int and 0 < bits <= 8 else None
+        found = [scheme.get("num_bits") for scheme in weights if isinstance(scheme, dict)]
+    # "dynamic" gives some modules of a GPTQ model other bits
+    if not found or found.count(found[0]) < len(found) or quantization.get("dynamic"):
+        return None
+    return found[0] if type(found[0]) is int and 0 < found[0] <= 8 else None

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from base_model import ModelError
 from base_model.architecture import read_architecture, require_fit
 from base_model.checkpoint import missing_parts, model_headers, read_config
+from base_model.counting import is_known
 from base_model.tensors import tensor_table
 from base_model.tokenizer import load_tokenizer, require_tame_template
 
@@ -52,40 +55,56 @@ def available_devices() -> list[str]:
 
 
 def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
-    """The model and its tokenizer from a complete local folder, on `device`, ready to generate.
+    """The model and its tokenizer from a complete local folder, on `device`, ready to generate greedily.
 
-    `dtype` is "float32", "bfloat16" or "float16"; None keeps the one the weights are stored in.
+    `dtype` is "float32", "bfloat16" or "float16"; None keeps the one the weights are stored in, except that bfloat16
+    becomes float16 on MPS, where older chips only emulate it.
     Raises ModelError for an incomplete folder, an absent device, or weights that do not match the architecture.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     _require_device(device)
-    if missing := missing_parts(folder):
+    missing = missing_parts(folder) if folder.is_dir() else ["there is no such folder"]
+    if missing:
         raise ModelError(f"{folder} is not a complete model: {'; '.join(missing)}. `fetch_model` completes it.")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder} holds an adapter too, which transformers would apply. Move adapter_config.json away."
         )
-    config = read_architecture(folder)
-    require_fit(config, tensor_table(model_headers(folder), read_config(folder)))
+    config, settings = read_architecture(folder), read_config(folder)
+    tensors = tensor_table(model_headers(folder), settings)
+    require_fit(config, tensors, countable=is_known(settings))
     tokenizer = load_tokenizer(folder)
     require_tame_template(tokenizer)
-    return _load_weights(folder, config, dtype).to(device).eval(), tokenizer
+    try:
+        model = _load_weights(folder, config, tensors, dtype or _default_dtype(device, config)).to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # how torch says that a device is full, or cannot do a dtype
+        raise ModelError(f"The model cannot be moved to {device}: {error}. Try the CPU, or a smaller model.") from error
+    model.generation_config = _greedy(model.generation_config)
+    return model, tokenizer
 
 
 def _require_device(device: str) -> None:
+    import torch
+
     present = available_devices()
-    if device.split(":")[0] not in present:
+    kind, _, number = device.partition(":")
+    count = torch.accelerator.device_count() if kind != "cpu" and kind in present else 1
+    if kind not in present or (number and not (number.isdecimal() and int(number) < count)):
         raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(present)}.")
 
 
-def _load_weights(folder: Path, config: Any, dtype: str | None) -> Any:
+def _default_dtype(device: str, config: Any) -> str:
+    return "float16" if device.startswith("mps") and "bfloat16" in str(config.dtype) else "auto"
+
+
+def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype or "auto",
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -94,10 +113,44 @@ def _load_weights(folder: Path, config: Any, dtype: str | None) -> Any:
     except Exception as error:  # each architecture and quantisation fails in its own way
         raise ModelError(f"transformers cannot load {folder}: {error}") from error
     model, report = loaded
-    # transformers would fill what is missing with random numbers and only log it.
-    if wrong := {kind: names for kind, names in report.items() if names}:
-        raise ModelError(f"The weights in {folder} do not fit config.json: {wrong}. Download the folder again.")
+    _require_all_placed(folder, report, tensors)
     return model
+
+
+def _require_all_placed(folder: Path, report: dict[str, Any], tensors: pd.DataFrame) -> None:
+    """Every parameter must have found its place: transformers fills what is missing at random, and only logs it."""
+    uncounted = set(tensors.loc[tensors["parameters"] == 0, "tensor"])  # masks and the like may stay unused
+    unused = sorted(set(report["unexpected_keys"]) - uncounted)
+    others = [str(name) for kind, names in report.items() if kind != "unexpected_keys" for name in names]
+    if others:
+        raise ModelError(
+            f"In {folder}, {len(others)} weights do not fit config.json, {others[0]} the first of them. "
+            "Download the folder again."
+        )
+    if unused:
+        raise ModelError(
+            f"{len(unused)} tensors, {unused[0]} the first of them, have no place in the text model that config.json "
+            "describes. A model that also sees or hears can be looked at here, but not run; else download it again."
+        )
+
+
+def _greedy(settings: Any) -> Any:
+    """Generation settings that always take the likeliest token: of the model's own, only the special tokens stay.
+
+    Its defaults may sample, punish repetitions or search beams, each of which would make runs hard to compare.
+    """
+    from transformers import GenerationConfig
+
+    ends = settings.eos_token_id
+    for token_id in ends if isinstance(ends, list) else [ends]:
+        if token_id is not None and type(token_id) is not int:
+            raise ModelError(
+                f"generation_config.json gives {token_id!r} as eos_token_id, which is no token id. Correct it."
+            )
+    pad = settings.pad_token_id
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends
+    return GenerationConfig(do_sample=False, bos_token_id=settings.bos_token_id, eos_token_id=ends, pad_token_id=pad)
 
 
 def generate_with_pipeline(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 50) -> Generation:
@@ -149,12 +202,17 @@ def _measure(method: str, model: Any, run: Callable[[_Clock, int], str], max_new
     """Time one run after a short warm-up: the first call pays for kernels and buffers that later ones reuse."""
     if max_new_tokens < 1:
         raise ModelError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
-    run(_Clock(), min(max_new_tokens, 2))
     clock = _Clock()
-    _synchronize(model.device)
-    start = time.perf_counter()
-    text = run(clock, max_new_tokens)
-    _synchronize(model.device)
+    try:
+        run(_Clock(), min(max_new_tokens, 2))
+        _synchronize(model.device)
+        start = time.perf_counter()
+        text = run(clock, max_new_tokens)
+        _synchronize(model.device)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # torch's and generate()'s own
+        raise ModelError(
+            f"The model cannot generate on {model.device}: {error}. Try the CPU, or fewer tokens."
+        ) from error
     total_s = time.perf_counter() - start
     (_, prompt_ids), *arrivals = clock.arrivals
     times = [moment for moment, _ in arrivals]

@@ -25,16 +25,17 @@ BITS = {
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+UNOPENED = "It is not opened; find the model's safetensors files"
 # What is often found where a safetensors file should be, by its first bytes.
 LOOK_ALIKES = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights it stands for. Run `git lfs pull` or download it"),
     (b"<", "an HTML or XML page, likely an error message saved under this name. Delete it and download it again"),
     (b"{", "a JSON text, likely an error message saved under this name. Delete it and download it again"),
-    (b"PK\x03\x04", "a zip archive, perhaps PyTorch weights. It is not opened; find the model's safetensors files"),
-    (b"\x80", "a Python pickle, perhaps PyTorch weights. It is not opened; find the model's safetensors files"),
+    (b"PK\x03\x04", f"a zip archive, perhaps PyTorch weights. {UNOPENED}"),
+    *((bytes([0x80, protocol]), f"a Python pickle, perhaps PyTorch weights. {UNOPENED}") for protocol in range(2, 6)),
     (b"\x1f\x8b", "a gzip archive. Unpack it where you trust its origin"),
-    (b"GGUF", "a GGUF file. It is not opened; find the model's safetensors files"),
-    (b"\x89HDF", "an HDF5 file. It is not opened; find the model's safetensors files"),
+    (b"GGUF", f"a GGUF file. {UNOPENED}"),
+    (b"\x89HDF", f"an HDF5 file. {UNOPENED}"),
 )
 
 

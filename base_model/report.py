@@ -15,16 +15,17 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
     """One row per run, in the order given.
 
     Columns: `method`, `device`, `dtype`, `prompt_tokens`, `new_tokens`, `first_token_s`, `total_s`, `tokens_per_s`
-    (seconds and tokens per second; NaN where there is no figure), `same_tokens` (as the first run, bool).
+    (seconds and tokens per second; NaN where there is no figure), `same_tokens` (as the first run on that device).
     """
     runs = list(runs)
     table = pd.DataFrame([[getattr(run, name) for name in RUN_COLUMNS] for run in runs], columns=list(RUN_COLUMNS))
-    table["same_tokens"] = [run.token_ids == runs[0].token_ids for run in runs]
+    first = {run.device: run.token_ids for run in reversed(runs)}
+    table["same_tokens"] = pd.Series([run.token_ids == first[run.device] for run in runs], dtype=bool)
     return table
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21 s`, `n/a`."""
+    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
     return table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
 
 
@@ -38,8 +39,19 @@ def _in_words(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
-    return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
+        return _figure(value)
+    return (
+        f"{value:,}"
+        if pd.api.types.is_integer(value) and column != "layer"
+        else visible(str(value)).replace("$", "\\$")
+    )
+
+
+def _figure(value: float) -> str:
+    """A measured number with the digits that mean something: `0.079`, `24.6`, `1,234`; `n/a` for NaN."""
+    if pd.isna(value):
+        return "n/a"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
 
 
 def to_markdown(files: pd.DataFrame) -> str:
@@ -84,12 +96,14 @@ def _on_parameters(tensors: pd.DataFrame) -> str:
 
 def _on_components(tensors: pd.DataFrame) -> str:
     shares = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False) / tensors["parameters"].sum()
-    head = "" if shares.get("head", 0) else " No head of its own: the embedding serves twice and is counted once."
+    head = "" if "head" in shares or "embedding" not in shares else " No output head is stored beside the embedding."
     return f"**Where they are.** {', '.join(f'{name} {format_share(share)}' for name, share in shares.items())}.{head}"
 
 
 def _on_layers(tensors: pd.DataFrame) -> str:
     layers = tensors.groupby("layer")["parameters"].sum()
+    if layers.empty:
+        return "**Layers.** None are known by their names."
     if layers.nunique() == 1:
         return f"**Layers.** {len(layers)} layers of {format_count(layers.iloc[0])} parameters each."
     return f"**Layers.** {len(layers)} layers, not all alike: {layers.min():,} to {layers.max():,} parameters."
@@ -98,7 +112,7 @@ def _on_layers(tensors: pd.DataFrame) -> str:
 def _on_device(device: str, runs: pd.DataFrame) -> str:
     same = "the same tokens" if runs["same_tokens"].all() else "**different tokens**"
     speeds = ", ".join(
-        f"{run.method} {_in_words('', run.tokens_per_s)} tokens/s after {_in_words('', run.first_token_s)} s"
+        f"{run.method} {_figure(run.tokens_per_s)} tokens/s after {_figure(run.first_token_s)} s"
         for run in runs.itertuples()
     )
     return f"**On {device}.** {speeds}; {same}."

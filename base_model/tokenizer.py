@@ -12,7 +12,7 @@ from base_model import ModelError, format_count, visible
 from base_model.checkpoint import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE_BYTES = 4 * 2**30  # address space, of which transformers and its libraries take up to two
+TEMPLATE_BYTES = 4 * 2**30  # address space, of which the libraries take their share
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -35,29 +35,29 @@ def require_tame_template(tokenizer: Any, seconds: float = 1.0) -> None:
     """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see render.py."""
     import subprocess
 
-    template = tokenizer.chat_template
+    template = _default_template(tokenizer.chat_template)
     if not template:
         return
-    task = {"template": _default_template(template), "seconds": seconds, "bytes": TEMPLATE_BYTES}
+    task = {"template": template, "seconds": seconds, "bytes": TEMPLATE_BYTES}
     task["tokens"] = {
         name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
     }
     command = [sys.executable, "-m", "base_model.render"]
     done = subprocess.run(command, input=json.dumps(task), cwd=ROOT, capture_output=True, text=True, timeout=120)
     if done.returncode:
-        fault = "ran too long" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+        fault = "ran too long" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
         raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")
 
 
-def _default_template(template: Any) -> str:
+def _default_template(template: Any) -> str | None:
     """A tokenizer may carry several templates by name; `default` is the one that is used."""
-    return template.get("default", next(iter(template.values()))) if isinstance(template, dict) else template
+    return template.get("default", next(iter(template.values()), None)) if isinstance(template, dict) else template
 
 
 def tokenizer_facts(folder: Path) -> pd.DataFrame:
     """One row per fact; columns `fact`, `value` (text)."""
     tokenizer = load_tokenizer(folder)
-    template = tokenizer.chat_template
+    template = _default_template(tokenizer.chat_template)
     facts = {
         "class": type(tokenizer).__name__,
         "vocabulary, added tokens included": format_count(len(tokenizer)),

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 import model_tools as mt
+from tests.folders import toy_tokenizer
 
 METHODS = [mt.generate_with_pipeline, mt.generate_manually]
 PROMPT = "Hello, who or what are you?"
@@ -95,10 +96,19 @@ def test_no_new_tokens_at_all_is_refused(loaded):
             method(*loaded, PROMPT, 0)
 
 
-def test_sampling_settings_of_the_model_have_no_effect(toy, tmp_path, recwarn):
-    folder = shutil.copytree(toy, tmp_path / "sampling")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_p": 0.9},
+        {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2},
+        {"num_beams": 4},
+        {"penalty_alpha": 0.6, "top_k": 4},
+    ],
+)
+def test_generation_settings_of_the_model_have_no_effect(toy, tmp_path, settings):
+    folder = shutil.copytree(toy, tmp_path / "settings")
     path = folder / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 5.0, "top_p": 0.9}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     loaded = mt.load_model(folder)
     ids = {method(*loaded, PROMPT, 12).token_ids for method in METHODS for _ in range(2)}
     assert ids == {mt.generate_manually(*mt.load_model(toy), PROMPT, 12).token_ids}
@@ -181,3 +191,49 @@ def test_takeaways_are_computed_from_the_tables(toy, loaded):
     text = mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), runs)
     for words in ("3 of 9 files", "26,912", "F32: 4.00 bytes per parameter", "2 layers", "On cpu", "the same tokens"):
         assert words in text
+
+
+def test_a_real_setting_with_kernel_in_its_name_is_kept(tmp_path):
+    import torch
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=260, hidden_size=16, num_hidden_layers=2, state_size=4, conv_kernel=3)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    toy_tokenizer(chat=False).save_pretrained(tmp_path)
+    model, _ = mt.load_model(tmp_path)
+    assert model.config.conv_kernel == 3
+
+
+def test_masks_that_old_checkpoints_store_do_not_stop_a_load(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=16, n_layer=1, n_head=2, n_positions=8)).save_pretrained(tmp_path)
+    toy_tokenizer(chat=False).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    counted = mt.read_tensors(tmp_path)["parameters"].sum()
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8), "transformer.h.0.attn.masked_bias": torch.ones(())}
+    save_file(weights | masks, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert mt.read_tensors(tmp_path)["parameters"].sum() == counted
+    mt.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cpu:7", "cpu:x", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_told(toy, device):
+    with pytest.raises(mt.ModelError, match="no device"):
+        mt.load_model(toy, device=device)
+
+
+def test_tensors_without_a_place_are_named_once(toy, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(toy, tmp_path / "more")
+    for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        path.unlink()
+    weights = {name: tensor for path in toy.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    weights |= {f"vision_model.layers.{layer}.weight": weights["model.norm.weight"].clone() for layer in range(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(mt.ModelError, match=r"2 tensors, vision_model\.layers\.0\.weight the first"):
+        mt.load_model(folder)

@@ -89,6 +89,15 @@ def test_rows_follow_the_data_not_the_header(tmp_path):
         ("embed_out.weight", None, "head"),
         ("model.layers.9.mlp.experts.255.down_proj.weight", 9, "mlp"),
         ("model.layers.1.mamba.A_log", 1, "other"),
+        ("bert.encoder.layer.0.attention.output.dense.weight", 0, "attention"),
+        ("bert.encoder.layer.0.output.dense.weight", 0, "mlp"),
+        ("transformer.blocks.3.norm_attn_norm.attn.Wqkv.weight", 3, "attention"),
+        ("transformer.blocks.3.norm_attn_norm.norm_1.weight", 3, "norm"),
+        ("decoder.block.2.layer.0.SelfAttention.q.weight", 2, "attention"),
+        ("decoder.block.2.layer.1.DenseReluDense.wo.weight", 2, "mlp"),
+        ("shared.weight", None, "embedding"),
+        ("model.layers.61.shared_head.head.weight", 61, "head"),
+        ("transformer.output_layer.weight", None, "head"),
     ],
 )
 def test_layer_and_component_of_a_name(tmp_path, name, layer, component):
@@ -124,3 +133,18 @@ def test_groups_by_file_and_unknown_groups(llama_3b):
     assert list(mt.group_parameters(tensors, "file")["parameters"]) == [1_249_689_600, 1_233_199_104, 729_861_120]
     with pytest.raises(mt.ModelError, match="not by 'colour'"):
         mt.group_parameters(tensors, "colour")
+
+
+def test_of_several_stacks_of_layers_the_largest_is_numbered(tmp_path):
+    tensors = {f"language_model.model.layers.{layer}.mlp.up_proj.weight": ("F32", (8, 8)) for layer in range(3)}
+    tensors |= {f"vision_model.transformer.layers.{layer}.mlp.fc1.weight": ("F32", (4, 4)) for layer in range(5)}
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    layers = mt.group_parameters(mt.read_tensors(tmp_path), "layer")["parameters"]
+    assert layers.to_dict() == {0: 64, 1: 64, 2: 64, pd.NA: 80}
+
+
+def test_second_copies_are_not_counted_in_the_list_of_files(tmp_path):
+    (tmp_path / "original").mkdir()
+    for name in ("model.safetensors", "original/model.safetensors", "consolidated.safetensors"):
+        write_tensors(tmp_path / name, {"wte.weight": ("F32", (8, 8))})
+    assert mt.list_files(tmp_path)["parameters"].sum() == mt.read_tensors(tmp_path)["parameters"].sum() == 64
