@@ -33,7 +33,7 @@ def run_checks(folder: Path) -> list[Check]:
     table = tensor_table(headers, config)
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
         return [*files, *_head(config, table)]
-    totals = _totals(index, table, quantized=bool(quantization_of(config)))
+    totals = _totals(index, table, quantized=quantization_of(config) is not None)
     return [*totals, *files, *_placements(index, headers), *_head(config, table)]
 
 

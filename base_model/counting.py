@@ -49,32 +49,34 @@ INTEGERS = {
 def logical_parameters(table: pd.DataFrame, config: dict[str, Any]) -> pd.Series:
     """The parameters of each row of a tensor table; warns where the rule is not known and stored elements count."""
     quantization = quantization_of(config)
-    method = str(quantization.get("quant_method", "")) if quantization else ""
+    method = "" if quantization is None else str(quantization.get("quant_method"))
     counts = table["elements"].mask(_ends(table["tensor"], BUFFERS + BOOKKEEPING.get(method, ())), 0)
     counts = counts.mask(_is_mask(table), 0)
     counts = counts.mask(_repeats_the_embedding(table, config), 0)
-    if quantization and method not in BOOKKEEPING:
-        _warn(f"the quantisation method {visible(method or 'without a name')} is not known here")
+    if quantization is not None and method not in BOOKKEEPING:
+        _warn(f"the quantisation method {visible(method)} is not known here")
         return counts
     packed = _is_packed(table["tensor"], method)
-    if (~packed & counts.gt(0) & table["dtype"].isin(list(INTEGERS))).any():
-        _warn("there are integer tensors that config.json's quantization_config does not explain")
-    return _unpacked(table, counts, packed, method, quantization) if packed.any() else counts
+    odd = list(INTEGERS) if quantization else [*INTEGERS, "I8"]
+    if (~packed & counts.gt(0) & table["dtype"].isin(odd)).any():
+        found = "that its quantization_config does not explain" if quantization else "but no quantization_config"
+        _warn(f"there are integer tensors, {found}, in config.json")
+    return _unpacked(table, counts, packed, method, quantization) if quantization and packed.any() else counts
 
 
-def quantization_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The quantisation settings, wherever a config.json keeps them; empty where there are none."""
+def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The quantisation settings, wherever a config.json keeps them; None where there are none."""
     for settings in (config, config.get("text_config")):
         for name in ("quantization_config", "compression_config"):
             if isinstance(settings, dict) and isinstance(settings.get(name), dict):
                 return {"quant_method": "compressed-tensors"} | settings[name] if name[0] == "c" else settings[name]
-    return {}
+    return None
 
 
 def is_known(config: dict[str, Any]) -> bool:
     """Whether the weights are not quantised, or in a way whose counting rule is known here."""
     quantization = quantization_of(config)
-    return not quantization or str(quantization.get("quant_method")) in BOOKKEEPING
+    return quantization is None or str(quantization.get("quant_method")) in BOOKKEEPING
 
 
 def _unpacked(
@@ -138,7 +140,8 @@ def _bits(method: str, quantization: dict[str, Any]) -> int | None:
     found = [quantization.get("bits", quantization.get("w_bit"))]
     if method == "compressed-tensors":
         groups = quantization.get("config_groups")
-        weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+        schemes = groups.values() if isinstance(groups, dict) else []
+        weights = [scheme.get("weights") for scheme in schemes if isinstance(scheme, dict)]
         found = [scheme.get("num_bits") for scheme in weights if isinstance(scheme, dict)]
     # "dynamic" gives some modules of a GPTQ model other bits
     if not found or found.count(found[0]) < len(found) or quantization.get("dynamic"):

@@ -1,8 +1,11 @@
 """A download from the Hub: planned and said before it begins, stopped at once when asked, checked at its end."""
 
+import hashlib
 import queue
 import shutil
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +93,21 @@ def _amount(files: dict[str, int]) -> str:
 
 
 def _is_current(folder: Path, file: Any) -> bool:
-    """Whether the Hub's file is in `folder` already: brought by the client, unchanged, and of the same hash."""
+    """Whether the Hub's file is in `folder` already: its hash as the client noted it, or else as it is."""
     path, record = folder / file.rfilename, _record(folder, file.rfilename)
-    if record is None or not path.is_file() or path.stat().st_size != file.size:
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
-    return record[1] == (file.lfs.sha256 if file.lfs else file.blob_id) and _is_unchanged(path, record)
+    expected = file.lfs.sha256 if file.lfs else file.blob_id
+    if record and _is_unchanged(path, record):
+        return bool(record[1] == expected)
+    return _hash(path, bool(file.lfs)) == expected
+
+
+def _hash(path: Path, is_large: bool) -> str:
+    """As the Hub has it: git's own for a small file, SHA-256 for a large one."""
+    digest = hashlib.sha256() if is_large else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def _record(folder: Path, name: str) -> list[str] | None:
@@ -185,15 +198,21 @@ def _bring(model: HubId, folder: Path, plan: Plan) -> None:
         for _ in plan.coming:
             if fault := done.get():
                 raise fault
-    except KeyboardInterrupt:
+    except BaseException as error:
         stop.set()
-        for unfinished in set(leftovers(folder)) - earlier:  # no later run would use them
-            unfinished.unlink(missing_ok=True)
-        _say_what_is_left(folder, plan)
+        _drop(set(leftovers(folder)) - earlier)
+        if isinstance(error, KeyboardInterrupt):
+            _say_what_is_left(folder, plan)
         raise
     finally:
-        stop.set()
         total.close()
+
+
+def _drop(unfinished: Iterable[Path]) -> None:
+    """Delete what no later run would use; the threads that still write to it end at their next piece."""
+    for path in unfinished:
+        with suppress(OSError):  # Windows keeps a file that is open; its thread deletes it
+            path.unlink(missing_ok=True)
 
 
 def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: threading.Event, total: Any) -> None:
@@ -203,6 +222,9 @@ def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: 
 
     class Bar(tqdm):
         """The client's progress bar of one file, which ends the transfer when it is stopped."""
+
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **{**options, "desc": name})  # the client would show the end of a long address
 
         def update(self, n: float | None = 1) -> bool | None:
             if stop.is_set():
@@ -223,18 +245,22 @@ def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: 
 
 
 def _say_what_is_left(folder: Path, plan: Plan) -> None:
-    left = {name: size for name, size in plan.coming.items() if _record(folder, name) is None}
+    records = {name: _record(folder, name) for name in plan.coming}
+    left = {name: plan.coming[name] for name, record in records.items() if not record or record[0] != plan.commit}
     finished = len(plan.coming) - len(left)
     print(f"\nStopped. {finished} of {len(plan.coming)} files are finished and kept.", end=" ")
     print(f"The next run fetches {_amount(left)}.")
 
 
 def verify(model: HubId, folder: Path) -> None:
-    """Compare every file's hash with the Hub's. Raises ModelError naming those that differ."""
+    """Compare every file's hash with the Hub's, at the commit it was brought from. Raises ModelError naming those that
+    differ."""
     from huggingface_hub import HfApi
 
+    brought = commits(folder)
+    revision = brought[0] if len(brought) == 1 else model.revision  # the branch may have moved on since
     with faults_in_words(model.name):
-        result = HfApi().verify_repo_checksums(model.name, revision=model.revision, local_dir=folder)
+        result = HfApi().verify_repo_checksums(model.name, revision=revision, local_dir=folder)
     if result.mismatches:
         names = ", ".join(mismatch["path"] for mismatch in result.mismatches)
         raise ModelError(f"In {folder}, {names} differ from the Hub's hashes. Delete them, then run this again.")

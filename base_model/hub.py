@@ -18,6 +18,10 @@ WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
+class UnknownModelError(ModelError):
+    """No such model, or a private one; the caller may know a name on this disk that is close."""
+
+
 @dataclass(frozen=True)
 class HubId:
     """`org/name`, or `org/name@revision` with a branch, tag or commit."""
@@ -70,7 +74,7 @@ def public_facts(model: HubId) -> dict[str, str]:
 @contextmanager
 def faults_in_words(model: str) -> Iterator[None]:
     """Turn what the Hub client raises into a ModelError that says what to do next."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import httpx
 
     try:
@@ -78,7 +82,9 @@ def faults_in_words(model: str) -> Iterator[None]:
     # The last three: an id or token that cannot be sent, a page that is not the Hub's, a broken answer.
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         hides_reason = isinstance(error, LocalEntryNotFoundError)
-        raise ModelError(_words(model, (hides_reason and error.__cause__) or error)) from error
+        reason = (hides_reason and error.__cause__) or error
+        unknown = isinstance(reason, RepositoryNotFoundError) and not isinstance(reason, GatedRepoError)
+        raise (UnknownModelError if unknown else ModelError)(_words(model, reason)) from error
 
 
 def _words(model: str, error: BaseException) -> str:

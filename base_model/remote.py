@@ -6,20 +6,28 @@ whatever reads a folder reads the Hub: a 405B model takes one small request per 
 
 import atexit
 import functools
+import re
 import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from base_model import ModelError, visible
-from base_model.checkpoint import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, read_index
-from base_model.download import RECORDS
+from base_model.checkpoint import (
+    INDEX_FILE,
+    MAX_JSON_BYTES,
+    SINGLE_FILE,
+    TOKENIZER_FILES,
+    read_config,
+    read_index,
+)
+from base_model.download import RECORDS, commits
 from base_model.files import describe_file
-from base_model.headers import MAX_HEADER_BYTES
+from base_model.headers import AGAIN, MAX_HEADER_BYTES
 from base_model.hub import HubId, faults_in_words, model_info
 
 SETTINGS = ("config.json", INDEX_FILE, "quantize_config.json", "generation_config.json")
@@ -29,28 +37,42 @@ CONNECTIONS = 8
 
 
 @functools.cache  # one look per process: every table and chart of a run shows the same commit
-def mirror(model: HubId, with_tokenizer: bool = False) -> Path:
+def mirror(model: HubId) -> Path:
     """A sparse copy of a model on the Hub, deleted when Python ends.
 
-    Requests: one for the list, one for each of `SETTINGS`, one for each weight file; with the tokenizer's files, one
-    each. Raises ModelError, for a gated model without access too.
+    Requests: one for the list, one for each of `SETTINGS`, one for each weight file. Raises ModelError, for a gated
+    model without access too.
     """
     info = model_info(model)
     folder = _scratch() / model.folder
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings if _is_inside(file.rfilename)}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings if _is_shown(file.rfilename)}
     for name, size in sizes.items():
         _write(folder / name, b"", size)
-    wanted = SETTINGS + (TOKENIZER + TEMPLATES if with_tokenizer else ())
+    _note_commit(folder, info.sha)
+    _fill(model, folder, [name for name in SETTINGS if name in sizes])
+    guesses = _header_guesses(folder, sizes)
     with faults_in_words(model.name), ThreadPoolExecutor(CONNECTIONS) as pool:
-        whole = [name for name in wanted if name in sizes]
-        for name, content in zip(whole, pool.map(lambda name: _get(model, info.sha, name), whole), strict=True):
-            _write(folder / name, content, len(content))
-        guesses = _header_guesses(folder, sizes)
-        headers = pool.map(lambda name: _get_header(model, info.sha, name, guesses[name]), guesses)
+        headers = pool.map(lambda name: _get_header(model, info.sha, name, guesses[name], sizes[name]), guesses)
         for name, content in zip(guesses, headers, strict=True):
             _write(folder / name, content, sizes[name])
-    _note_commit(folder, info.sha)
     return folder
+
+
+@functools.cache
+def mirror_with_tokenizer(model: HubId) -> Path:
+    """The same copy, after one request more for each of the tokenizer's files."""
+    folder = mirror(model)
+    templates = [path.relative_to(folder).as_posix() for path in folder.glob("additional_chat_templates/*.jinja")]
+    _fill(model, folder, [name for name in (*TOKENIZER, *TEMPLATES, *templates) if (folder / name).is_file()])
+    return folder
+
+
+def _fill(model: HubId, folder: Path, names: list[str]) -> None:
+    """Put the content of some small files in the place of their holes."""
+    commit = commits(folder)[0]
+    with faults_in_words(model.name), ThreadPoolExecutor(CONNECTIONS) as pool:
+        for name, content in zip(names, pool.map(lambda name: _get(model, commit, name), names), strict=True):
+            _write(folder / name, content, len(content))
 
 
 def listing(model: HubId) -> pd.DataFrame:
@@ -70,21 +92,31 @@ def _scratch() -> Path:
     return folder
 
 
-def _is_inside(name: str) -> bool:
-    """The Hub checks its names; this is our own disk."""
-    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\\" not in name
+def _is_shown(name: str) -> bool:
+    """Hidden files are left out, as in a folder, and names that lead elsewhere: this is our own disk."""
+    return not re.search(r"^/|[\\\0:]|(^|/)(\.|/|$)", name)
 
 
 def _write(path: Path, content: bytes, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.truncate(size)  # what lies beyond the content is a hole
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content)
+            file.truncate(size)  # what lies beyond the content is a hole
+    except (
+        OSError,
+        OverflowError,
+    ) as error:  # a name too long or a size too large for this disk, or a name that is a folder's too
+        words = f"{visible(path.name)}, {size:,} bytes, cannot be laid out in {tempfile.gettempdir()}"
+        raise ModelError(f"{words}: {error}. Set TMPDIR to another disk, or pick another model.") from error
 
 
 def _header_guesses(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
     """`{weight file: bytes}` that should hold its header: from the names in the index, a little more than it needs."""
-    index = read_index(folder)
+    try:
+        index, _ = read_index(folder), read_config(folder)
+    except ModelError as error:
+        raise ModelError(f"On the Hub, {str(error).removesuffix(AGAIN)}Tell the model's authors.") from error
     if SINGLE_FILE in sizes:
         return {SINGLE_FILE: 100_000}  # what the Hub client asks for; enough for 97 % of models
     if index is None:
@@ -98,23 +130,33 @@ def _header_guesses(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
     return guesses
 
 
-def _get_header(model: HubId, commit: str, name: str, guess: int) -> bytes:
-    """A weight file's first bytes: its length field and header."""
-    start = _get(model, commit, name, f"bytes=0-{guess - 1}")
-    length = 8 + int.from_bytes(start[:8], "little")
-    if length > len(start) and length <= MAX_HEADER_BYTES:
-        start += _get(model, commit, name, f"bytes={len(start)}-{length - 1}")
-    return start[:length]
+def _get_header(model: HubId, commit: str, name: str, guess: int, size: int) -> bytes:
+    """A weight file's first bytes: its length field and header, as far as the file goes."""
+    start = _get(model, commit, name, range(min(guess, size))) if size else b""
+    end = min(8 + int.from_bytes(start[:8], "little"), size)
+    if len(start) < end <= 8 + MAX_HEADER_BYTES:
+        start += _get(model, commit, name, range(len(start), end))
+    return start[:end]
 
 
-def _get(model: HubId, commit: str, name: str, part: str | None = None) -> bytes:
+def _get(model: HubId, commit: str, name: str, part: range | None = None) -> bytes:
+    """A small file, or a part of any; what a server sends beyond that is not waited for."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-    headers: dict[str, Any] = build_hf_headers() | ({"Range": part} if part else {})
-    response = get_session().get(hf_hub_url(model.name, name, revision=commit), headers=headers, timeout=30)
-    hf_raise_for_status(response)
-    return response.content
+    headers: dict[str, Any] = build_hf_headers()
+    if part:  # compressed, a part would be one of other bytes
+        headers |= {"Range": f"bytes={part.start}-{part.stop - 1}", "Accept-Encoding": "identity"}
+    url, content = hf_hub_url(model.name, name, revision=commit), bytearray()
+    with http_stream_backoff("GET", url, headers=headers, timeout=30, max_retries=2) as response:
+        hf_raise_for_status(response)
+        skip = part.start if part and response.status_code == 200 else 0  # 200: the whole file, whatever was asked for
+        end = skip + len(part) if part else MAX_JSON_BYTES + 1  # one more, so that what is too long is seen to be
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) >= end:
+                break
+    return bytes(content[skip:end])
 
 
 def _note_commit(folder: Path, commit: str) -> None:
