@@ -6,15 +6,18 @@ this module joins them. Importing it loads neither torch nor transformers nor ma
 """
 
 import difflib
+import os
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
 from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
-from base_model.checks import Check, run_checks
+from base_model.checks import run_checks
 from base_model.files import describe_file, tree_lines
 from base_model.generation import (
     Generation,
@@ -54,16 +57,19 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     disk. Ctrl-C stops a download within two seconds and leaves the finished files.
     """
     target, hub_id = Path(folder) if folder is not None else _local_folder(model), _hub_id(model)
-    missing = checkpoint.missing_parts(target) if target.is_dir() else [f"{target} does not exist"]
+    if verify and hub_id is None:
+        raise ModelError(f'`verify` asks the Hub: fetch_model("org/name", folder={str(target)!r}, verify=True).')
+    missing = checkpoint.missing_parts(target) if checkpoint.is_folder(target) else [f"{target} does not exist"]
     if missing and hub_id is None:
         raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {_NEXT_STEP}{_nearest(target)}")
     if missing and hub_id:
-        download.download(hub_id, target)
+        with _hint_at_spelling(target):
+            download.download(hub_id, target)
         if missing := checkpoint.missing_parts(target):
             raise ModelError(
                 f"{model} was downloaded, but {'; '.join(missing)}. Delete that file, then run this again."
             )
-    if verify and hub_id:
+    if hub_id and verify:
         download.verify(hub_id, target)
     return target
 
@@ -108,21 +114,27 @@ def hub_facts(model: str) -> pd.DataFrame:
 _NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-Instruct", or run `make demo`.'
 
 
+def _path(model: str | Path) -> Path:
+    if not str(model).strip():
+        raise ModelError(f"No model was named. {_NEXT_STEP}")
+    return Path(model).expanduser()
+
+
 def _hub_id(model: str | Path) -> hub.HubId | None:
     """The Hub id that `model` is, unless it is a folder: a folder that exists wins."""
-    return None if Path(model).is_dir() else hub.parse_id(str(model))
+    return None if checkpoint.is_folder(_path(model)) else hub.parse_id(str(model))
 
 
 def _local_folder(model: str | Path) -> Path:
     """Where a model is, or would be, on this disk: the folder itself, or one of its name beside this module."""
-    path, hub_id = Path(model), _hub_id(model)
+    path, hub_id = _path(model), _hub_id(model)
     if hub_id:
         return HERE / hub_id.folder
-    return HERE / path if path.name == str(model) and not path.is_dir() else path
+    return HERE / path if path.name == str(model) and not checkpoint.is_folder(path) else path
 
 
 def _is_complete(folder: Path) -> bool:
-    return folder.is_dir() and not checkpoint.missing_parts(folder)
+    return checkpoint.is_folder(folder) and not checkpoint.missing_parts(folder)
 
 
 def _nearest(folder: Path) -> str:
@@ -132,14 +144,24 @@ def _nearest(folder: Path) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
+@contextmanager
+def _hint_at_spelling(folder: Path) -> Iterator[None]:
+    """Where the Hub does not know a model, a folder of almost its name may be what was meant."""
+    try:
+        yield
+    except hub.UnknownModelError as error:
+        raise hub.UnknownModelError(f"{error}{_nearest(folder)}") from error
+
+
 def _folder(model: str | Path, with_tokenizer: bool = False) -> Path:
     """The folder to read: the local one if it is complete or no Hub id, else a sparse copy of the Hub's."""
     folder, hub_id = _local_folder(model), _hub_id(model)
     if hub_id and not _is_complete(folder):
-        return remote.mirror(hub_id, with_tokenizer)
-    if not folder.is_dir():
+        with _hint_at_spelling(folder):
+            return (remote.mirror_with_tokenizer if with_tokenizer else remote.mirror)(hub_id)
+    if not checkpoint.is_folder(folder):
         raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}{_nearest(folder)}")
-    if not any(path.is_file() for path in folder.iterdir() if not path.name.startswith(".")):
+    if not any(checkpoint.is_file(folder / name) for name in checkpoint.names_in(folder)):
         raise ModelError(f"{folder} holds no file: {checkpoint.explain_absence(folder)}. {_NEXT_STEP}")
     return folder
 
@@ -156,7 +178,7 @@ def list_files(model: str | Path) -> pd.DataFrame:
     try:
         folder = _folder(model)
     except ModelError as error:
-        if (hub_id := _hub_id(model)) is None:
+        if (hub_id := _hub_id(model)) is None or isinstance(error, hub.UnknownModelError):
             raise
         files = remote.listing(hub_id)  # public for a gated model too
         warnings.warn(f"Files and sizes only. {error}", ModelWarning, stacklevel=2)
@@ -171,10 +193,13 @@ def list_files(model: str | Path) -> pd.DataFrame:
 
 
 def _readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
-    """The headers of a folder's safetensors files; a warning for each file without a valid one."""
+    """The headers of a folder's safetensors files; a warning for each file without a valid one.
+
+    Second copies, as in original/ or consolidated.safetensors, are left out: they would count twice.
+    """
     headers = {}
     for name in names:
-        if name.endswith(".safetensors"):
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith("consolidated"):
             try:
                 headers[name] = read_header(folder / name)
             except ModelError as error:
@@ -231,7 +256,7 @@ def check_model(model: str | Path) -> pd.DataFrame:
     hold), both as text, and `match` (bool).
     Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
     """
-    return pd.DataFrame(run_checks(_folder(model)), columns=list(Check._fields))
+    return pd.DataFrame(run_checks(_folder(model)))
 
 
 # --- Its tokenizer -------------------------------------------------------------------------------------------
@@ -268,3 +293,15 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
     for run in runs:
         print(f"{run.method}, {run.device}: {run.text}")
     return runs
+
+
+def main() -> None:
+    """`python model_tools.py MODEL`: bring the model here, with a progress bar, before the notebook is executed."""
+    try:
+        open_model(sys.argv[1], os.environ.get("DOWNLOAD", "yes") == "yes")
+    except ModelError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -40,3 +40,9 @@ def format_share(share: float) -> str:
 def visible(name: str) -> str:
     """A name from a model folder, safe to print: newlines, control and direction marks are written as escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def brief(error: BaseException) -> str:
+    """A library's own words for a fault, safe to print and short: some list hundreds of classes."""
+    words = visible(" ".join(str(error).split())) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:300]} ..."

@@ -5,13 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, visible
+from base_model import ModelError, brief, visible
 from base_model.checkpoint import read_config
 
 # Far above any model of today, by the ends of a setting's name: a slip must not fill the memory or run for hours.
-LIMITS = {"layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "dim": 10**6, "size": 10**7}
-# What may choose code or kernels, and so has no say here.
-STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code"}
+LIMITS = {
+    "layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "labels": 100_000,
+    "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
+}  # fmt: skip
+# What may choose code, kernels or other weights than those that were checked, and so has no say here.
+STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights"}
 
 
 def read_architecture(folder: Path) -> Any:
@@ -22,7 +25,7 @@ def read_architecture(folder: Path) -> Any:
     """
     from transformers import CONFIG_MAPPING
 
-    settings = _described(read_config(folder))
+    settings = described(read_config(folder))
     if not settings:
         raise ModelError(f"There is no config.json in {folder}, or it is empty. Download it again.")
     model_type = settings.get("model_type")
@@ -34,10 +37,12 @@ def read_architecture(folder: Path) -> Any:
     try:
         return CONFIG_MAPPING[model_type].from_dict(settings)
     except Exception as error:  # each config class checks its values in its own way
-        raise ModelError(f"config.json does not describe a {model_type} model: {error}. Download it again.") from error
+        raise ModelError(
+            f"config.json does not describe a {model_type} model: {brief(error)}. Download it again."
+        ) from error
 
 
-def _described(settings: dict[str, Any]) -> dict[str, Any]:
+def described(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, at every depth, without the steering ones; absurd sizes are refused."""
     kept = {}
     for name, value in settings.items():
@@ -45,7 +50,7 @@ def _described(settings: dict[str, Any]) -> dict[str, Any]:
         if limit and isinstance(value, int | float) and not abs(value) <= limit:  # NaN is refused, too
             raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Download it again.")
         if name not in STEERING and "_implementation" not in name:
-            kept[name] = _described(value) if isinstance(value, dict) else value
+            kept[name] = described(value) if isinstance(value, dict) else value
     return kept
 
 
@@ -58,7 +63,9 @@ def skeleton_of(config: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"config.json describes no causal language model that can be built: {error}.") from error
+        raise ModelError(
+            f"config.json describes no causal language model that can be built: {brief(error)}."
+        ) from error
 
 
 def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
@@ -67,7 +74,7 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     transformers would fill what is missing with random numbers, in memory, and only log it. `countable` says whether
     the parameters of the table are exact; otherwise only the layers are compared.
     """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    layers = _layers(config)
     stored = tensors["layer"].nunique()
     if layers > stored:
         raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
@@ -77,6 +84,15 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
             f"config.json describes {parameters:,} parameters, the weights hold {found:,}: they do not belong "
             "together. Download both again."
         )
+
+
+def _layers(config: Any) -> int:
+    """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
+    try:
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    except ValueError:
+        return 0
+    return layers if isinstance(layers, int) else 0
 
 
 def count_parameters(model: Any) -> int:

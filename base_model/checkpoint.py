@@ -54,6 +54,14 @@ def is_folder(path: Path) -> bool:
     """Whether `path` is a folder; a name that no disk can hold is none."""
     try:
         return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file, as far as may be seen."""
+    try:
+        return path.is_file()
     except OSError:
         return False
 
@@ -128,8 +136,10 @@ def read_index(folder: Path) -> Index | None:
 
 
 def _is_shard_name(name: str) -> bool:
-    """A safetensors file of the folder itself: nothing above, below or beside it."""
-    return name.endswith(".safetensors") and not re.search(r"[/\\\0]", name)
+    """A safetensors file of the folder itself: nothing above, below or beside it, and no name that no disk takes."""
+    if not name.endswith(".safetensors") or re.search(r"[/\\\0\ud800-\udfff]", name):
+        return False
+    return len(name.encode()) <= 255
 
 
 def _totals(metadata: dict[str, Any]) -> dict[str, int]:
@@ -158,7 +168,7 @@ def _require_inside(folder: Path, link: Path) -> None:
     """A link may lead within the folder, or from a Hub cache snapshot to its blobs; anything else is not this model."""
     home = folder.resolve()
     blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    target = link.resolve()
+    target = Path(os.path.realpath(link))  # which takes a link to itself, too
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
         raise ModelError(f"{visible(link.name)} is a link that leads out of {folder}. Put the file itself there.")
 
@@ -186,26 +196,26 @@ def _require_places(index: Index, headers: dict[str, Header]) -> None:
     found = {name: file for file, header in headers.items() for name in header.names}
     if found == index.weight_map and len(found) == sum(len(header.names) for header in headers.values()):
         return
-    pairs = ((name, file) for file, header in headers.items() for name in header.names)
-    astray = [(name, file) for name, file in pairs if index.weight_map.get(name) != file]
-    missing = [(name, file) for name, file in index.weight_map.items() if found.get(name) != file]
-    name, file = (missing or astray)[0]
-    fault = f"does not hold {visible(name)}, though {INDEX_FILE} says so"
-    if not missing:
-        elsewhere = index.weight_map.get(name)
-        fault = (
-            f"holds {visible(name)}, which {INDEX_FILE} places in {elsewhere}"
-            if elsewhere
-            else (f"holds {visible(name)}, which {INDEX_FILE} does not name")
-        )
-    raise ModelError(f"{visible(file)} {fault}: the files do not belong together. Download both again.")
+    held = {file: set(header.names) for file, header in headers.items()}
+    for name, file in index.weight_map.items():
+        if name not in held[file]:
+            raise _do_not_belong(file, f"does not hold {visible(name)}, though {INDEX_FILE} says so")
+    for file, names in held.items():
+        for name in names:
+            if (place := index.weight_map.get(name)) != file:
+                where = f"places in {visible(place)}" if place else "does not name"
+                raise _do_not_belong(file, f"holds {visible(name)}, which {INDEX_FILE} {where}")
+
+
+def _do_not_belong(file: str, fault: str) -> ModelError:
+    return ModelError(f"{visible(file)} {fault}: the files do not belong together. Download both again.")
 
 
 def missing_parts(folder: Path) -> list[str]:
     """What keeps `folder` from being a complete model, one sentence each; empty when it is complete."""
     names = set(names_in(folder))
-    missing = [] if "config.json" in names else ["config.json is missing"]
-    if names.isdisjoint(TOKENIZER_FILES):
+    missing = [] if is_file(folder / "config.json") else ["config.json is missing"]
+    if not any(is_file(folder / name) for name in names.intersection(TOKENIZER_FILES)):
         missing.append(f"the tokenizer is missing ({', '.join(TOKENIZER_FILES[:3])}, ...)")
     if names.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return [*missing, f"the weights are missing: {explain_absence(folder)}"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError
+from base_model import ModelError, brief
 from base_model.architecture import read_architecture, require_fit
-from base_model.checkpoint import missing_parts, model_headers, read_config
+from base_model.checkpoint import is_folder, missing_parts, model_headers, read_config
 from base_model.counting import is_known
 from base_model.tensors import tensor_table
 from base_model.tokenizer import load_tokenizer, require_tame_template
@@ -63,7 +63,7 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     """
     folder = Path(folder).expanduser()
     _require_device(device)
-    missing = missing_parts(folder) if folder.is_dir() else ["there is no such folder"]
+    missing = missing_parts(folder) if is_folder(folder) else ["there is no such folder"]
     if missing:
         raise ModelError(f"{folder} is not a complete model: {'; '.join(missing)}. `fetch_model` completes it.")
     if (folder / "adapter_config.json").exists():
@@ -78,7 +78,9 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     try:
         model = _load_weights(folder, config, tensors, dtype or _default_dtype(device, config)).to(device).eval()
     except (RuntimeError, AssertionError) as error:  # how torch says that a device is full, or cannot do a dtype
-        raise ModelError(f"The model cannot be moved to {device}: {error}. Try the CPU, or a smaller model.") from error
+        raise ModelError(
+            f"The model cannot be moved to {device}: {brief(error)}. Try the CPU, or a smaller model."
+        ) from error
     model.generation_config = _greedy(model.generation_config)
     return model, tokenizer
 
@@ -111,7 +113,7 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str) 
             output_loading_info=True,
         )
     except Exception as error:  # each architecture and quantisation fails in its own way
-        raise ModelError(f"transformers cannot load {folder}: {error}") from error
+        raise ModelError(f"transformers cannot load {folder}: {brief(error)}. See what it names.") from error
     model, report = loaded
     _require_all_placed(folder, report, tensors)
     return model
@@ -211,7 +213,7 @@ def _measure(method: str, model: Any, run: Callable[[_Clock, int], str], max_new
         _synchronize(model.device)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # torch's and generate()'s own
         raise ModelError(
-            f"The model cannot generate on {model.device}: {error}. Try the CPU, or fewer tokens."
+            f"The model cannot generate on {model.device}: {brief(error)}. Try the CPU, or fewer tokens."
         ) from error
     total_s = time.perf_counter() - start
     (_, prompt_ids), *arrivals = clock.arrivals

@@ -103,10 +103,7 @@ def _write(path: Path, content: bytes, size: int) -> None:
         with path.open("wb") as file:
             file.write(content)
             file.truncate(size)  # what lies beyond the content is a hole
-    except (
-        OSError,
-        OverflowError,
-    ) as error:  # a name too long or a size too large for this disk, or a name that is a folder's too
+    except (OSError, OverflowError) as error:  # too long a name, too large a size, or a file where a folder must be
         words = f"{visible(path.name)}, {size:,} bytes, cannot be laid out in {tempfile.gettempdir()}"
         raise ModelError(f"{words}: {error}. Set TMPDIR to another disk, or pick another model.") from error
 
@@ -117,16 +114,18 @@ def _header_guesses(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
         index, _ = read_index(folder), read_config(folder)
     except ModelError as error:
         raise ModelError(f"On the Hub, {str(error).removesuffix(AGAIN)}Tell the model's authors.") from error
-    if SINGLE_FILE in sizes:
-        return {SINGLE_FILE: 100_000}  # what the Hub client asks for; enough for 97 % of models
-    if index is None:
+    if index is None and SINGLE_FILE not in sizes:
         raise ModelError(f"There is neither {SINGLE_FILE} nor {INDEX_FILE} on the Hub: no headers to read there.")
-    guesses = dict.fromkeys(index.shards, 200)
+    # 100 kB are what the Hub client asks for, enough for 97 % of models; adapters and other strays are listed too
+    flat = (name for name in sizes if "/" not in name and not name.startswith("consolidated"))
+    guesses = {name: 100_000 for name in flat if name.endswith(".safetensors")}
+    if index is None or SINGLE_FILE in sizes:
+        return guesses
+    if absent := [shard for shard in index.shards if shard not in sizes]:
+        raise ModelError(f"{INDEX_FILE} names {visible(absent[0])}, which is not on the Hub. Tell the model's authors.")
+    guesses |= dict.fromkeys(index.shards, 200)
     for tensor, shard in index.weight_map.items():
         guesses[shard] += len(tensor) + 110  # quotes, keys, type, shape and offsets
-    absent = [shard for shard in guesses if shard not in sizes]
-    if absent:
-        raise ModelError(f"{INDEX_FILE} names {visible(absent[0])}, which is not on the Hub. Tell the model's authors.")
     return guesses
 
 

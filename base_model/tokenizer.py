@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, format_count, visible
+from base_model import ModelError, brief, format_count, visible
+from base_model.architecture import described
 from base_model.checkpoint import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,18 +21,32 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, by transformers; no code of the folder is run, nothing is downloaded."""
     from transformers import AutoTokenizer
 
-    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
-        if os.path.lexists(folder / name):
-            read_json(folder / name)  # transformers would wait for ever at a pipe
+    _require_plain_settings(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare exceptions of many kinds, and the panics of Rust code, which are no Exception
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}. Download its files again.") from error
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be loaded: {brief(error)}. Download its files again."
+        ) from error
+    template = _default_template(tokenizer.chat_template)
+    if not isinstance(template, str | None):
+        raise ModelError(f"The chat template in {folder} is no text. Download the tokenizer's files again.")
+    return tokenizer
 
 
-def require_tame_template(tokenizer: Any, seconds: float = 1.0) -> None:
+def _require_plain_settings(folder: Path) -> None:
+    """What transformers would wait for, or build however large, as it reads these files, is refused first."""
+    names = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    settings = {name: read_json(folder / name) for name in names if os.path.lexists(folder / name)}
+    described(settings.get("config.json", {}))
+    limit = settings.get("tokenizer_config.json", {}).get("model_max_length", 1)
+    if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # NaN is refused, too
+        raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length, which is no count.")
+
+
+def require_tame_template(tokenizer: Any, seconds: float = 0.5) -> None:
     """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see render.py."""
     import subprocess
 
@@ -49,7 +64,7 @@ def require_tame_template(tokenizer: Any, seconds: float = 1.0) -> None:
         raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")
 
 
-def _default_template(template: Any) -> str | None:
+def _default_template(template: Any) -> Any:
     """A tokenizer may carry several templates by name; `default` is the one that is used."""
     return template.get("default", next(iter(template.values()), None)) if isinstance(template, dict) else template
 
@@ -74,9 +89,10 @@ def _special(tokenizer: Any, role: str) -> str:
     return "none" if token is None else f"{token}  (id {token_id:,})"
 
 
-def _longest(limit: float) -> str:
-    """transformers writes "no limit" as the float 1e30."""
-    return "not stated" if limit > 1e12 else f"{int(limit):,} tokens"
+def _longest(limit: Any) -> str:
+    """transformers writes "no limit" as the float 1e30, and takes whatever a file says."""
+    stated = isinstance(limit, int | float) and 0 < limit < 1e12
+    return f"{int(limit):,} tokens" if stated else "not stated"
 
 
 def token_table(folder: Path, text: str) -> pd.DataFrame:

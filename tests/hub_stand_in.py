@@ -7,14 +7,15 @@
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 CHUNK = 1 << 20  # files are streamed, so that sparse ones of many gigabytes can be served too
 HASHED = 100 << 20  # a larger file's hash is made up from its name: reading gigabytes of holes takes a minute
@@ -28,7 +29,9 @@ FAULTS: dict[str | None, tuple[int, dict[str, str], str]] = {
     None: (0, {}, "never"),
     "gated-no-token": (401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}, FILES),
     "gated-not-granted": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}, FILES),
+    # What is private looks the same, so that nobody can find out what there is.
     "not-found": (401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, EVERY),
+    "disabled": (403, {"X-Error-Message": "Access to this resource is disabled."}, EVERY),
     # In just these words: the client takes any other 401 over https for a missing model.
     "bad-token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, EVERY),
     "token-scope": (403, {"X-Error-Message": "Enable access to public gated repositories for your token"}, FILES),
@@ -49,16 +52,38 @@ class Request:
     sent: int = 0
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What the model is at one commit."""
+
+    folder: Path
+    files: dict[str, dict]
+    commit: str
+
+
 class HubStandIn(ThreadingHTTPServer):
-    def __init__(self, folder: Path, fault: str | None = None, pause: float = 0.0):
+    def __init__(
+        self,
+        folder: Path,
+        fault: str | None = None,
+        pause: float = 0.0,  # seconds before each chunk of a large file
+        *,
+        revisions: dict[str, Path] | None = None,  # branches or tags beside `main`
+        cut: dict[str, tuple[int, int]] | None = None,  # {file: (byte, times)}: where and how often its transfer ends
+        corrupt: Container[str] = (),  # files whose last byte comes wrong
+        listed: dict[str, int] | None = None,  # sizes that the list states, true or not, of any names
+        about: dict | None = None,  # more of the model's page: `safetensors`, `cardData`
+        ranges: bool = True,  # False: always the whole file
+        cdn: bool = False,  # large files from another host, as the Hub has it
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.folder, self.fault, self.pause = folder, fault, pause  # pause: seconds before each chunk of a large file
+        self.fault, self.pause, self.cut, self.corrupt = fault, pause, dict(cut or {}), corrupt
+        self.listed, self.about, self.ranges, self.cdn = listed or {}, about or {}, ranges, cdn
         self.requests: list[Request] = []
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.files = {path.relative_to(folder).as_posix(): _entry(folder, path) for path in paths}
-        # From the content: the same files served again are the same commit, changed ones are another.
-        self.commit = hashlib.sha1(json.dumps(self.files).encode()).hexdigest()
+        self.snapshots = {name: _snapshot(place) for name, place in {"main": folder, **(revisions or {})}.items()}
+        self.snapshots |= {snapshot.commit: snapshot for snapshot in self.snapshots.values()}
+        self.commit = self.snapshots["main"].commit
 
     def __enter__(self) -> "HubStandIn":
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -68,13 +93,22 @@ class HubStandIn(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *where) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed is no fault of ours
+            super().handle_error(*where)
+
     @property
     def sent(self) -> dict[str, int]:
         """The bytes of content that went out, by file."""
         total: Counter[str] = Counter()
         for request in self.requests:
-            total[request.path.partition("/resolve/")[2].partition("/")[2]] += request.sent
+            if file := re.fullmatch(_FILE, request.path):
+                total[file["name"]] += request.sent
         return dict(+total)  # without zeros
+
+
+_MODEL = r"/api/models/[^/]+/[^/]+"
+_FILE = r"/[^/]+/[^/]+/(?P<kind>resolve|cdn)/(?P<revision>[^/]+)/(?P<name>.+)"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.record = Request(self.command, path, self.headers.get("Authorization"))
-        self.server.requests.append(self.record)
+        if path != "/api/agent-harnesses":  # the client's own affair, once a day
+            self.server.requests.append(self.record)
         try:
             self._answer(path)
         except ConnectionError:  # the client went away, which is its right
@@ -94,22 +129,36 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self, path: str) -> None:
-        hub = self.server
-        status, headers, hit = FAULTS[hub.fault]
+        status, headers, hit = FAULTS[self.server.fault]
         if re.match(hit, f"{self.command} {path}"):
             self._send_json(status, {"error": "as the test wished"}, headers)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
-            gated = "manual" if "gated" in str(hub.fault) else False
-            siblings = list(hub.files.values())
-            self._send_json(200, {"id": match[1], "sha": hub.commit, "gated": gated, "siblings": siblings}, {})
-        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+", path):
-            self._send_json(200, list(hub.files.values()), {})
         elif path.endswith("/auth-check"):
             self._send_json(200, {}, {})
         elif path == "/api/whoami-v2":
             self._send_json(200, {"name": ACCOUNT}, {})
-        elif (match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", path)) and match[1] in hub.files:
-            self._send_file(hub.files[match[1]])
+        elif match := re.fullmatch(rf"{_MODEL}(/(?P<kind>revision|tree)/(?P<revision>[^/]+))?", path) or re.fullmatch(
+            _FILE, path
+        ):
+            self._answer_at(self.server.snapshots.get(match["revision"] or "main"), match)
+        else:
+            self._send_json(404, {"error": "no such page"}, {})
+
+    def _answer_at(self, snapshot: Snapshot | None, match: re.Match) -> None:
+        hub, name = self.server, match.groupdict().get("name")
+        if snapshot is None:
+            self._send_json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+        elif match["kind"] == "tree":
+            self._send_json(200, list(snapshot.files.values()), {})
+        elif name is None:
+            gated = "manual" if "gated" in str(hub.fault) else False
+            sizes = {file: entry["size"] for file, entry in snapshot.files.items()} | hub.listed
+            siblings = [
+                {**snapshot.files.get(file, {}), "rfilename": file, "size": size} for file, size in sizes.items()
+            ]
+            page = {"id": "org/name", "sha": snapshot.commit, "gated": gated, "siblings": siblings, **hub.about}
+            self._send_json(200, page, {})
+        elif name in snapshot.files:
+            self._send_file(snapshot, snapshot.files[name], match["kind"])
         else:
             self._send_json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
 
@@ -119,22 +168,38 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def _send_file(self, entry: dict) -> None:
+    def _send_file(self, snapshot: Snapshot, entry: dict, kind: str) -> None:
+        hub, path, size = self.server, entry["path"], entry["size"]
         etag = f'"{entry["lfs"]["oid"] if entry["lfs"] else entry["oid"]}"'
-        headers = {"X-Repo-Commit": self.server.commit, "ETag": etag, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": snapshot.commit, "ETag": etag, "Accept-Ranges": "bytes"}
         if entry["lfs"]:
-            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(entry["size"])}
-        wanted = _range(self.headers.get("Range"), entry["size"])
-        status = 206 if "Range" in self.headers else 200
-        if status == 206:
-            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{entry['size']}"
-        if status == 206 and not wanted:
-            status, headers = 416, {"Content-Range": f"bytes */{entry['size']}"}
-        self._send_head(status, headers, len(wanted))
-        for chunk in _chunks(self.server.folder / entry["path"], wanted) if self.command == "GET" else ():
-            time.sleep(self.server.pause if entry["lfs"] else 0)
+            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(size)}
+        if entry["lfs"] and hub.cdn and kind == "resolve":
+            place = f"http://localhost:{hub.server_port}/org/name/cdn/{snapshot.commit}/{quote(path)}"
+            return self._send_head(302, {**headers, "Location": place}, 0)
+        part = self.headers.get("Range") if hub.ranges else None
+        wanted = _range(part, size)
+        if part and not wanted:
+            return self._send_head(416, {"Content-Range": f"bytes */{size}"}, 0)
+        if part:
+            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+        self._send_head(206 if part else 200, headers, len(wanted))
+        if self.command == "GET":
+            self._send_content(snapshot.folder / path, entry, wanted)
+        return None
+
+    def _send_content(self, path: Path, entry: dict, wanted: range) -> None:
+        hub, name = self.server, entry["path"]
+        end, times = hub.cut.get(name, (wanted.stop, 0))
+        if times and end < wanted.stop:
+            hub.cut[name] = (end, times - 1)
+            self.close_connection = True  # before all that was promised has come
+            wanted = range(wanted.start, max(end, wanted.start))
+        for chunk in _chunks(path, wanted):
+            time.sleep(hub.pause if entry["lfs"] else 0)
             self.record.sent += len(chunk)  # before it leaves, or a quick test would count too few
-            self.wfile.write(chunk)
+            is_last = self.record.sent + wanted.start == entry["size"]
+            self.wfile.write(chunk[:-1] + bytes([chunk[-1] ^ 1]) if is_last and name in hub.corrupt else chunk)
 
     def _send_head(self, status: int, headers: dict[str, str], length: int) -> None:
         self.send_response(status)
@@ -161,6 +226,13 @@ def _chunks(path: Path, wanted: range) -> Iterator[bytes]:
         file.seek(wanted.start)
         for start in range(wanted.start, wanted.stop, CHUNK):
             yield file.read(min(CHUNK, wanted.stop - start))
+
+
+def _snapshot(folder: Path) -> Snapshot:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _entry(folder, path) for path in paths}
+    # From the content: the same files served again are the same commit, changed ones are another.
+    return Snapshot(folder, files, hashlib.sha1(json.dumps(files).encode()).hexdigest())
 
 
 def _entry(folder: Path, path: Path) -> dict:

@@ -162,7 +162,7 @@ def mutants(draw):
 
 
 QUIET = settings(
-    max_examples=1200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -172,7 +172,7 @@ def test_a_mutated_header_is_refused_or_read_as_safetensors_reads_it(tmp_path_fa
     judge(tmp_path_factory.getbasetemp() / NAME, file)
 
 
-@settings(QUIET, max_examples=800)
+@settings(QUIET, max_examples=400)
 @given(st.data())
 def test_bytes_of_a_real_header_may_be_anything(toy, tmp_path_factory, data):
     file = bytearray((toy / "model-00002-of-00003.safetensors").read_bytes())

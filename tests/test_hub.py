@@ -6,19 +6,15 @@ The real client runs in a child process, since it reads its environment when it 
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from base_model import format_bytes, hub
-from tests.conftest import ROOT
+from tests.child import MODEL, TOKEN, UNPLUGGED, assert_refused, fetch, files_in
 from tests.hub_stand_in import HubStandIn
 
-MODEL = "org/toy"
-TOKEN = "hf_SecretSecretSecretSecretSecret"
 SHARD = "model-00002-of-00003.safetensors"
 JUNK = (
     "original/consolidated.00.pth",
@@ -27,44 +23,6 @@ JUNK = (
     "model.gguf",
     "consolidated.safetensors",
 )
-UNPLUGGED = "http://127.0.0.1:9"  # nobody listens there
-
-# The whole traceback goes out, as a notebook would show it; another exception than ModelError ends with 1.
-FETCH = """
-import sys, traceback
-import model_tools as mt
-try:
-    print(mt.fetch_model(sys.argv[1], sys.argv[2]))
-except mt.ModelError as error:
-    traceback.print_exc()
-    print("ModelError:", error)
-    sys.exit(3)
-"""
-
-
-def fetch(endpoint: str, folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run `fetch_model(MODEL, folder)` in a child process, after the statements in `before`."""
-    # No token, setting or proxy of the user may reach the child.
-    of_user = re.compile("HF_|HUGGING|.*_PROXY$", re.IGNORECASE)
-    clean = {name: value for name, value in os.environ.items() if not of_user.match(name)}
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": f"{folder}-home", **environment}
-    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", before + FETCH, MODEL, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=clean | quiet | settings, capture_output=True, text=True, timeout=60)
-    assert TOKEN not in done.stdout + done.stderr
-    return done
-
-
-def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
-    assert done.returncode == 3, done.stderr
-    message = done.stdout.partition("ModelError: ")[2]
-    assert [word for word in words if word not in message] == [], message
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    """The visible files: the client keeps its records under .cache/."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {name.as_posix(): (folder / name).read_bytes() for name in names if name.parts[0] != ".cache"}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +98,7 @@ def test_a_file_from_the_hub_gives_way_to_its_newer_version(downloaded, publishe
         ("gated-no-token", {}, ["is gated", f"huggingface.co/{MODEL}", "settings/tokens", "`hf auth login`"]),
         ("gated-not-granted", {"HF_TOKEN": TOKEN}, ["no access yet", f"huggingface.co/{MODEL}", "wait for the mail"]),
         ("not-found", {}, [f"knows no model {MODEL}", "check the spelling", "`hf auth login`"]),
+        ("disabled", {}, [f"disabled {MODEL}", f"huggingface.co/{MODEL}"]),
         ("bad-token", {"HF_TOKEN": TOKEN}, ["refused your token", "Run `hf auth login` again"]),
         ("token-scope", {"HF_TOKEN": TOKEN}, ["public gated repositories", "settings/tokens"]),
         ("busy", {}, ["too many requests", "wait"]),
