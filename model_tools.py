@@ -18,6 +18,7 @@ import pandas as pd
 from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
 from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
 from base_model.checks import run_checks
+from base_model.download import remove_leftovers
 from base_model.files import describe_file, tree_lines
 from base_model.generation import (
     Generation,
@@ -89,15 +90,6 @@ def open_model(model: str | Path, download_it: bool = True) -> Path | str:
             reason = str(error)
     print(f"{model} is read over the network, headers only ({reason}). What needs weights is skipped.")
     return str(model)
-
-
-def remove_leftovers(folder: str | Path) -> int:
-    """Delete the unfinished files that killed downloads have left in a folder; the bytes that this frees."""
-    unfinished = download.leftovers(Path(folder))
-    freed = sum(path.stat().st_size for path in unfinished)
-    for path in unfinished:
-        path.unlink()
-    return freed
 
 
 def hub_facts(model: str) -> pd.DataFrame:

@@ -269,3 +269,12 @@ def verify(model: HubId, folder: Path) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """The unfinished files that killed downloads have left in a folder; no later run uses them."""
     return sorted((folder / RECORDS).rglob("*.incomplete"))
+
+
+def remove_leftovers(folder: str | Path) -> int:
+    """Delete the unfinished files that killed downloads have left in a folder; the bytes that this frees."""
+    unfinished = leftovers(Path(folder))
+    freed = sum(path.stat().st_size for path in unfinished)
+    for path in unfinished:
+        path.unlink()
+    return freed

@@ -161,5 +161,6 @@ def _hindrance(model: str, error: BaseException) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "Your token holds a character that no token has. Run `hf auth login` again."
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{model} is not on this disk, and HF_HUB_OFFLINE forbids asking the Hub. Unset it."
+        looked_for = f"no complete folder {model.rpartition('/')[2]}/ was found"
+        return f"{model} is not on this disk ({looked_for}), and HF_HUB_OFFLINE forbids asking the Hub. Unset it."
     return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network, try again."

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import DEMO, ROOT
+from tests.hub_stand_in import HubStandIn
 
 NOTEBOOK = ROOT / "base_model_visualize.ipynb"
 CHARTS = ["storage-footprint.png", "parameter-count.png", "components.png", "layers.png", "speed.png"]
@@ -74,6 +75,20 @@ def test_a_run_from_top_to_bottom(name, parameters, request, tmp_path, monkeypat
     assert parameters in printed(notebook)
     assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"]
     assert sorted(path.name for path in (tmp_path / "runs" / model.name).iterdir()) == sorted(CHARTS)
+
+
+def test_without_a_download_it_runs_on_headers_alone(toy, tmp_path, monkeypatch):
+    with HubStandIn(toy) as stand_in:
+        settings = {"MODEL": "org/remote-toy", "DOWNLOAD": "no", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": stand_in.url}
+        for name, value in (settings | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}).items():
+            monkeypatch.setenv(name, value)
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "headers only (no download was wished)" in printed(notebook)
+    assert "Skipped: the weights of org/remote-toy are not on this disk" in printed(notebook)
+    assert "26,912" in printed(notebook)
+    assert not (ROOT / "remote-toy").exists()
+    assert sum(stand_in.sent.values()) < sum(path.stat().st_size for path in toy.glob("*.safetensors"))
 
 
 def test_a_missing_model_stops_the_run_with_the_next_step(tmp_path, monkeypatch):

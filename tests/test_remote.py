@@ -114,7 +114,12 @@ def by_id(call: str, branch: str) -> str:
 def seen(models, tmp_path_factory):
     """All branches, looked at by one child: the stand-in, the answers, and where the child's scratch folders were."""
     here, scratch = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("scratch")
-    unsafe = {"../../stranger.json": 5, f"{scratch}/stranger.json": 5, "a/../../../stranger.json": 5, "..\\stranger.json": 5}
+    unsafe = {
+        "../../stranger.json": 5,
+        f"{scratch}/stranger.json": 5,
+        "a/../../../stranger.json": 5,
+        "..\\stranger.json": 5,
+    }
     hidden = {".cache/huggingface/download/config.json.metadata": 10**12}  # not to be taken for our own note
     with HubStandIn(models["main"], revisions=models, listed=unsafe | hidden, cdn=True) as stand_in:
         asked = [by_id(call, branch) for branch in models for call in calls(branch)]
