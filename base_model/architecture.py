@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, visible
+from base_model import ModelError, brief, format_bytes, visible
 from base_model.checkpoint import read_config
 
 # Far above any model of today, by the ends of a setting's name: a slip must not fill the memory or run for hours.
@@ -13,6 +13,7 @@ LIMITS = {
     "layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "labels": 100_000,
     "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
 }  # fmt: skip
+MAX_BUFFER_BYTES = 2**30  # masks and position tables; a model of today has some megabytes
 # What may choose code, kernels or other weights than those that were checked, and so has no say here.
 STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights"}
 
@@ -78,7 +79,13 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     stored = tensors["layer"].nunique()
     if layers > stored:
         raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
-    parameters, found = count_parameters(skeleton_of(config)), int(tensors["parameters"].sum())
+    skeleton = skeleton_of(config)
+    buffers = sum(buffer.nbytes for buffer in skeleton.buffers())
+    if buffers > MAX_BUFFER_BYTES:
+        raise ModelError(
+            f"config.json asks for tables of {format_bytes(buffers)} beside the weights. Download it again."
+        )
+    parameters, found = count_parameters(skeleton), int(tensors["parameters"].sum())
     if countable and parameters > found:
         raise ModelError(
             f"config.json describes {parameters:,} parameters, the weights hold {found:,}: they do not belong "

@@ -18,7 +18,10 @@ def main() -> None:
     conversation = [{"role": "user", "content": "Hello, who or what are you?"}]
     if sys.platform == "linux":  # macOS refuses this limit; there the time has to do
         resource.setrlimit(resource.RLIMIT_AS, (task["bytes"], task["bytes"]))
-    signal.setitimer(signal.ITIMER_REAL, task["seconds"])
+    render_jinja_template(
+        [conversation], chat_template="warm"
+    )  # the libraries' own start is not on the template's bill
+    signal.setitimer(signal.ITIMER_PROF, task["seconds"])  # of the processor's time, which a busy machine does not take
     render_jinja_template([conversation], chat_template=task["template"], add_generation_prompt=True, **task["tokens"])
 
 

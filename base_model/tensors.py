@@ -11,7 +11,7 @@ from base_model.headers import Header
 
 COLUMNS = ("tensor", "file", "dtype", "shape", "elements", "parameters", "bytes", "layer", "component")
 
-_LAYER = re.compile(r"\b(?:layers?|h|blocks?)\.(\d{1,9})\.")
+_LAYER = re.compile(r"\b(?:layers?|h|blocks?)\.([0-9]{1,9})\.")
 
 # The first pattern found decides. A norm is known by the module that owns the tensor, the last one of its name, and a
 # head only outside the layers: within one, "output" is a part of something else.
