@@ -18,10 +18,10 @@ DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
 SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py)
 
 # Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run. The kernel is
-# reached through a file (ipc): by the network, which is the default, it warns of being heard.
+# reached through files of its own (ipc): by the network, which is the default, it warns of being heard.
 EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute $(NOTEBOOK) \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
-	--KernelManager.transport=ipc --log-level=WARN --output-dir
+	--KernelManager.transport=ipc --KernelManager.ip="$$(mktemp -u)-kernel" --log-level=WARN --output-dir
 
 .PHONY: demo demo-model notebook lab test refresh
 
