@@ -237,7 +237,12 @@ def test_a_complete_local_folder_wins_without_a_request(toy, tmp_path):
         ("down", MODEL, {}, "The Hub could not be reached for org/toy (it answered 503)"),
         ("down-midway", MODEL, {}, "The Hub could not be reached for org/toy (it answered 503)"),
         (None, MODEL, {"HF_ENDPOINT": UNPLUGGED}, "The Hub could not be reached for org/toy (ConnectError)"),
-        (None, MODEL, {"HF_HUB_OFFLINE": "1"}, "org/toy is not on this disk, and HF_HUB_OFFLINE forbids"),
+        (
+            None,
+            MODEL,
+            {"HF_HUB_OFFLINE": "1"},
+            "org/toy is not on this disk (no complete folder toy/ was found), and HF_HUB_OFFLINE forbids",
+        ),
         (None, f"{MODEL}@no-such", {}, "org/toy has no such revision"),
         ("disabled", MODEL, {}, "The Hub has disabled org/toy"),
         ("portal", MODEL, {}, "The Hub could not be reached for org/toy"),
