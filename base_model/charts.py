@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: distinct for colour-blind readers and in print. One colour per component, everywhere.
 COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True))
 NEUTRAL = "#56B4E9"  # where components play no part
-OUTSIDE = -3  # where `plot_layers` puts what is in no layer, clear of layer 0
 
 
 def _axes(ax: "Axes | None", height: float) -> "Axes":
@@ -31,13 +30,18 @@ def _axes(ax: "Axes | None", height: float) -> "Axes":
     return ax
 
 
+def _rows_height(rows: int, each: float) -> float:
+    """The inches for some rows of bars: `each` for a few, and as little as a line of text takes for hundreds."""
+    return rows * max(0.19, min(each, 8 / max(rows, 1)))
+
+
 def _rows(ax: "Axes", names: Iterable[str]) -> list[str]:
     """Name the rows of a horizontal bar chart, first at the top; room at the right for the labels of the bars."""
     names = [visible(name) for name in names]
     ax.set_yticks(range(len(names)), names)
     for label in ax.get_yticklabels():
         label.set_parse_math(False)  # a file may be called $x$
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     return names
@@ -55,7 +59,7 @@ def _label(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the size of every file of `list_files`, largest first; x in GiB or MiB, labels with the exact unit."""
     files = files.sort_values("size", ascending=False, kind="stable")
-    ax = _axes(ax, 1.4 + 0.34 * len(files))
+    ax = _axes(ax, 1.4 + _rows_height(len(files), 0.34))
     unit, scale = ("GiB", 2**30) if files["size"].max() >= 2**30 else ("MiB", 2**20)
     sizes = files["size"] / scale
     ax.barh(range(len(files)), sizes, color=NEUTRAL)
@@ -69,7 +73,7 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
     table = _by_component(tensors, "file")
-    ax = _axes(ax, 2 + 0.5 * len(table))
+    ax = _axes(ax, 2 + _rows_height(len(table), 0.5))
     totals = table.sum(axis=1)
     unit, scale = _unit(totals.max())
     _stack(ax.barh, range(len(table)), table / scale, "left")
@@ -98,13 +102,14 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Columns: the parameters of each layer of `read_tensors`, split by component; first, what is in no layer."""
-    table = _by_component(tensors.assign(layer=tensors["layer"].fillna(OUTSIDE)), "layer")
+    outside = -max(3, tensors["layer"].nunique() // 10)  # the place of what is in no layer, clear of layer 0
+    table = _by_component(tensors.assign(layer=tensors["layer"].fillna(outside)), "layer")
     ax = _axes(ax, 4)
     unit, scale = _unit(table.sum(axis=1).max())
     _stack(ax.bar, table.index, table / scale, "bottom")
     step = max(1, len(table) // 16)  # room for about 16 numbers below the columns
-    ticks = [layer for layer in table.index if layer == OUTSIDE or layer % step == 0]
-    ax.set_xticks(ticks, ["outside" if layer == OUTSIDE else str(layer) for layer in ticks])
+    ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
+    ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
     ax.set_title("Parameters by layer, and outside of all layers", loc="left", pad=12)
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
