@@ -252,5 +252,6 @@ def explain_absence(folder: Path) -> str:
 
 def _models_below(folder: Path) -> list[Path]:
     """The model folders one level down, or in a Hub cache, two or three."""
-    patterns = ("*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json")
+    cached = "models--*/snapshots/*/config.json"
+    patterns = ("*/config.json", "snapshots/*/config.json", cached, f"hub/{cached}")
     return [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]

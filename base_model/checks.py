@@ -74,7 +74,7 @@ def _placements(index: Index, headers: dict[str, Header]) -> Iterator[Check]:
 
 def _head(config: dict[str, Any], table: pd.DataFrame) -> Iterator[Check]:
     """Whether config.json ties the head to the embedding, against whether a head is stored."""
-    if "tie_word_embeddings" in config:
+    if isinstance(config.get("tie_word_embeddings"), bool):
         tied, stored = is_tied(config), bool((table["component"] == "head").any())
         expected = "tied, none stored" if tied else "one of its own"
         found = ("a copy is stored" if tied else "one of its own") if stored else "none stored"

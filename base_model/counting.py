@@ -117,8 +117,8 @@ def _repeats_the_embedding(table: pd.DataFrame, config: dict[str, Any]) -> pd.Se
 def is_tied(config: dict[str, Any]) -> bool:
     """What config.json says about tied embeddings; where it is silent, the default of its architecture."""
     for settings in (config, config.get("text_config")):
-        if isinstance(settings, dict) and "tie_word_embeddings" in settings:
-            return bool(settings["tie_word_embeddings"])
+        if isinstance(settings, dict) and isinstance(settings.get("tie_word_embeddings"), bool):
+            return settings["tie_word_embeddings"]
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return False

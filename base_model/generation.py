@@ -57,8 +57,8 @@ def available_devices() -> list[str]:
 def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
     """The model and its tokenizer from a complete local folder, on `device`, ready to generate greedily.
 
-    `dtype` is "float32", "bfloat16" or "float16"; None keeps the one the weights are stored in, except that bfloat16
-    becomes float16 on MPS, where older chips only emulate it.
+    `dtype` is "float32", "bfloat16" or "float16"; None keeps the one that config.json states, or else the stored one,
+    except that bfloat16 becomes float16 on MPS, where older chips only emulate it.
     Raises ModelError for an incomplete folder, an absent device, or weights that do not match the architecture.
     """
     folder = Path(folder).expanduser()

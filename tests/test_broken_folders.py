@@ -170,12 +170,18 @@ def both(*damages):
     return lambda folder: [damage(folder) for damage in damages] and None
 
 
+def stored(folder, *files):
+    """The tensors of these files, with their weights."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+
+
 def single(folder):
     """The shards as one file."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    parts = [load_file(path) for path in sorted(folder.glob("model-*.safetensors"))]
-    save_file({name: tensor for part in parts for name, tensor in part.items()}, folder / ONE, {"format": "pt"})
+    save_file(stored(folder, S1, S2, S3), folder / ONE, {"format": "pt"})
 
 
 def alone(folder):
@@ -189,12 +195,20 @@ def place(name, shard):
 
 def stale(folder):
     """A shard of the same names and shapes as before, but one; its index moved on."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    tensors = load_file(folder / S2)
+    tensors = stored(folder, S2)
     first, *_ = tensors
     tensors["old." + first] = tensors.pop(first)
     save_file(tensors, folder / S2, {"format": "pt"})
+
+
+def twice(folder):
+    """A tensor of the second shard in the first one, too."""
+    from safetensors.torch import save_file
+
+    name, *_ = more = stored(folder, S2)
+    save_file(stored(folder, S1) | {name: more[name]}, folder / S1, {"format": "pt"})
 
 
 def into(sub):
@@ -379,6 +393,14 @@ ROWS = {
         lambda folder: (shutil.copytree(folder, folder.parent / "other"), link("x", "../other")(folder),
                         link(S2, f"x/{S2}")(folder))[0] and None, WEIGHTS, "leads out of",
     ),
+    "a shard linked to what is no cache": (
+        lambda folder: (into("x/y")(folder), (folder / "blobs").mkdir(), (folder / "x/y" / S2).rename(folder / "blobs/b"),
+                        link(f"x/y/{S2}", "../../blobs/b")(folder), folder / "x/y")[-1], WEIGHTS, "leads out of",
+    ),
+    "a snapshot linked to what is no blob": (
+        lambda folder: (commit := snapshot(folder), (commit / S2).resolve().rename(folder / "b"),
+                        link(f"snapshots/abc123/{S2}", "../../b")(folder), commit)[-1], WEIGHTS, "leads out of",
+    ),
     "one file linked from elsewhere": (both(alone, outside(ONE)), WEIGHTS, f"{ONE} is a link that leads out of"),
     "a shard a pipe": (pipe(S2), WEIGHTS, f"{S2} is a pipe"),
     "a shard a socket": (plug(S2), WEIGHTS, S2),
@@ -395,6 +417,13 @@ ROWS = {
         lambda folder: replace(INDEX, weight_map={name: shard for name, shard in json.loads(
             (folder / INDEX).read_text())["weight_map"].items() if name != "model.norm.weight"})(folder),
         "read check load", "-of-00003",
+    ),
+    "a tensor in two shards": (twice, "read check load", S1),
+    "two shards missing": (remove(S2, S3), WEIGHTS, {"fetch": f"{S2} is missing; {S3} is missing", "": S2}),
+    "everything missing but a picture": (
+        both(keep(), write("a.png", "x")), WEIGHTS + " tokenizer",
+        {"fetch": "config.json is missing; the tokenizer is missing (tokenizer.json, tokenizer.model, spiece.model, ...); "
+                  "the weights are missing", "tokenizer": "tokenizer", "": ""},
     ),
     "a gap in the numbering": (both(move(S2, "model-00004-of-00004.safetensors")), WEIGHTS, f"{S2} is missing"),
     "a gap without an index": (remove(INDEX, S2), WEIGHTS, "2 of 3 shards are there, but not their index"),
@@ -429,6 +458,9 @@ ROWS = {
     "an adapter's config a pipe": (pipe("adapter_config.json"), "load", "adapter_config.json"),
     "a repository's root in a cache": (lambda folder: snapshot(folder) and None, ALL, "snapshots/abc123"),
     "a cache's root": (cache, ALL, "models--org--name/snapshots/abc123"),
+    "a cache's home": (
+        both(into("hub"), lambda folder: cache(folder / "hub")), ALL, "hub/models--org--name/snapshots/abc123",
+    ),
     "a parent": (into("my model\n"), ALL, "my model\\n"),
     "a parent with a file": (both(into("sub"), write("notes.txt", "x")), WEIGHTS + " tokenizer",
                              {"tokenizer": "tokenizer", "": "sub"}),
@@ -603,12 +635,6 @@ def test_config_cannot_choose_what_runs(steering, sound, tmp_path):
     assert described._attn_implementation is None
     assert described.text_config._attn_implementation is None
     assert "evil" not in str(described.to_dict())
-
-
-def stored(folder, *files):
-    from safetensors.torch import load_file
-
-    return {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
 
 
 @pytest.mark.parametrize("weights", [None, "other.safetensors", f"../folder/{ONE}", "../other.safetensors", "x.bin", 5])
