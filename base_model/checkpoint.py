@@ -4,7 +4,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,21 @@ def model_headers(folder: Path) -> dict[str, Header]:
         warnings.warn(
             f"{files}: beside the model but no part of it, left out of the counts.", ModelWarning, stacklevel=3
         )
+    return headers
+
+
+def readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
+    """The headers of a folder's safetensors files; a warning for each file without a valid one.
+
+    Second copies, as in original/ or consolidated.safetensors, are left out: they would count twice.
+    """
+    headers = {}
+    for name in names:
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith("consolidated"):
+            try:
+                headers[name] = read_header(folder / name)
+            except ModelError as error:
+                warnings.warn(f"No parameters are counted in one file. {error}", ModelWarning, stacklevel=4)
     return headers
 
 

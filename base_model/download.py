@@ -111,10 +111,10 @@ def _hash(path: Path, is_large: bool) -> str:
 
 
 def _record(folder: Path, name: str) -> list[str] | None:
-    """The client's note of a file that it brought (commit, hash, time), or None."""
+    """The client's note of a file that it brought (commit, hash, time), or None where there is no sound one."""
     path = folder / RECORDS / f"{name}.metadata"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return lines if len(lines) == 3 else None
+    return lines if len(lines) == 3 and lines[2].replace(".", "", 1).isdecimal() else None
 
 
 def _is_unchanged(path: Path, record: list[str]) -> bool:

@@ -79,7 +79,8 @@ def read_valid_header(path: Path) -> Header:
         file_bytes = os.fstat(file.fileno()).st_size
         text = _header_text(path, file, file_bytes)
     names, dtypes, shapes = _columns(path, text)
-    elements = list(map(prod, shapes))
+    counts = {shape: prod(shape) for shape in set(shapes)}
+    elements = [counts[shape] for shape in shapes]
     sizes = [count * BITS[dtype] // 8 for count, dtype in zip(elements, dtypes, strict=True)]
     return Header(path, names, dtypes, shapes, elements, sizes, 8 + len(text), file_bytes)
 
@@ -155,8 +156,8 @@ def _plainly(names: list[str], dtypes: list[str], shapes: list[tuple[int, ...]],
     end = 0
     for name, kind in zip(names, kinds, strict=True):
         fields, size = beginning[kind]
-        begin, end = end, end + size
-        parts.append(f'"{name}":{fields}[{begin},{end}]}}')
+        parts.append(f'"{name}":{fields}[{end},{end + size}]}}')
+        end += size
     return ("{" + ",".join(parts) + "}").encode("utf-8")
 
 

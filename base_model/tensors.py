@@ -60,25 +60,37 @@ def _places(names: list[str], elements: list[int]) -> tuple[list[int | None], li
 
     Of several stacks of layers, as in a model that sees and writes, the largest is numbered; the others are outside.
     """
-    layers: list[int | None] = []
-    components, stacks = [], []
-    sizes: dict[str | None, int] = {}
-    known: dict[str, str] = {}  # 91,991 tensors of a large model share some 2,000 names within a layer
-    for name, count in zip(names, elements, strict=True):  # one pass that keeps no match objects: twice as fast
-        match = _LAYER.search(name)
-        stack = name[: match.start(1)] if match else None
-        part = name[match.end() :] if match else name
-        if match and part not in known:
-            known[part] = _component(part, in_layer=True)
-        layers.append(int(match[1]) if match else None)
-        components.append(known[part] if match else _component(part, in_layer=False))
-        stacks.append(stack)
-        sizes[stack] = sizes.get(stack, 0) + count
-    sizes.pop(None, None)
-    if len(sizes) > 1:
-        main = max(sizes, key=lambda stack: sizes[stack])
-        layers = [layer if stack == main else None for layer, stack in zip(layers, stacks, strict=True)]
-    return layers, components
+    places: list[str] = []  # of each name, the part up to its layer: "model.layers.7.", "" outside the layers
+    components = []
+    sizes: dict[str, int] = {}
+    # 91,991 tensors of a large model share some 2,000 names within a layer; outside, the same name is something else.
+    within: dict[str, str] = {}
+    outside: dict[str, str] = {}
+    place = ""
+    for name, count in zip(names, elements, strict=True):
+        if not (place and name.startswith(place)):  # tensors come layer by layer: few names need the search
+            match = _LAYER.search(name)
+            place = name[: match.end()] if match else ""
+        part = name[len(place) :]
+        known = within if place else outside
+        if part not in known:
+            known[part] = _component(part, in_layer=bool(place))
+        places.append(place)
+        components.append(known[part])
+        sizes[place] = sizes.get(place, 0) + count
+    layers = _numbers(sizes)
+    return [layers[place] for place in places], components
+
+
+def _numbers(sizes: dict[str, int]) -> dict[str, int | None]:
+    """The layer's number of each place `{place: elements}`, in the largest stack of layers; None elsewhere."""
+    split = {place: place.rstrip(".").rpartition(".") for place in sizes}
+    stacks: dict[str, int] = {}
+    for place, (stack, _, _) in split.items():
+        if place:
+            stacks[stack] = stacks.get(stack, 0) + sizes[place]
+    main = max(stacks, key=lambda stack: stacks[stack], default=None)
+    return {place: int(number) if place and stack == main else None for place, (stack, _, number) in split.items()}
 
 
 def _component(name: str, in_layer: bool) -> str:

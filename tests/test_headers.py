@@ -148,3 +148,11 @@ def test_second_copies_are_not_counted_in_the_list_of_files(tmp_path):
     for name in ("model.safetensors", "original/model.safetensors", "consolidated.safetensors"):
         write_tensors(tmp_path / name, {"wte.weight": ("F32", (8, 8))})
     assert mt.list_files(tmp_path)["parameters"].sum() == mt.read_tensors(tmp_path)["parameters"].sum() == 64
+
+
+def test_the_same_name_within_a_layer_and_outside_is_not_the_same(tmp_path):
+    names = ("output.weight", "model.layers.0.output.weight", "model.layers.0.attn.q.weight", "attn.weight")
+    for order in (names, names[::-1]):
+        write_tensors(tmp_path / "model.safetensors", dict.fromkeys(order, ("F32", (2,))))
+        components = mt.read_tensors(tmp_path).set_index("tensor")["component"].to_dict()
+        assert components == dict(zip(names, ("head", "mlp", "attention", "attention"), strict=True))
