@@ -227,6 +227,7 @@ def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: 
             super().__init__(*arguments, **{**options, "desc": name})  # the client would show the end of a long address
 
         def update(self, n: float | None = 1) -> bool | None:
+            """Called with each piece of the file; raises _Stopped instead when it is over."""
             if stop.is_set():
                 raise _Stopped
             total.update(n)

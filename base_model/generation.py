@@ -40,6 +40,7 @@ class _Clock:
         self.arrivals: list[tuple[float, list[int]]] = []
 
     def put(self, tokens: Any) -> None:
+        """Called with each token, of shape (1,), and at first with the prompt, of shape (1, prompt tokens)."""
         self.arrivals.append((time.perf_counter(), tokens.flatten().tolist()))
 
     def end(self) -> None:
@@ -167,6 +168,7 @@ def generate_with_pipeline(model: Any, tokenizer: Any, prompt: str, max_new_toke
     text_inputs = _conversation(prompt) if tokenizer.chat_template else prompt
 
     def run(clock: _Clock, limit: int) -> str:
+        """Text to text, `limit` new tokens at most."""
         options = {"do_sample": False, "max_new_tokens": limit, "return_full_text": False, "streamer": clock}
         return pipe(text_inputs, **options)[0]["generated_text"]
 
@@ -180,6 +182,7 @@ def generate_manually(model: Any, tokenizer: Any, prompt: str, max_new_tokens: i
     """
 
     def run(clock: _Clock, limit: int) -> str:
+        """Text to text, `limit` new tokens at most."""
         inputs = _encode(tokenizer, prompt).to(model.device)
         output = model.generate(**inputs, do_sample=False, max_new_tokens=limit, streamer=clock)
         return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
