@@ -5,7 +5,6 @@ Everything a reader needs is here: `import model_tools as mt`. `model` is always
 this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
 """
 
-import difflib
 import gc
 import os
 import sys
@@ -28,6 +27,7 @@ from base_model.generation import (
     generate_with_pipeline,
     load_model,
 )
+from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
 from base_model.report import compare_runs, readable, takeaways, to_markdown
 from base_model.tensors import tensor_table
 from base_model.tokenizer import token_table, tokenizer_facts
@@ -39,8 +39,6 @@ __all__ = [
     "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
     "readable", "remove_leftovers", "run_both", "save_chart", "show_tokens", "takeaways", "to_markdown",
 ]  # fmt: skip
-
-HERE = Path(__file__).resolve().parent
 
 
 # --- The model: a folder, or a Hub id ------------------------------------------------------------------------
@@ -57,14 +55,14 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     Raises ModelError: which file is missing, short or changed; what to do about a gated or missing model or a full
     disk. Ctrl-C stops a download within two seconds and leaves the finished files.
     """
-    target, hub_id = Path(folder) if folder is not None else _local_folder(model), _hub_id(model)
+    target, hub_id = Path(folder) if folder is not None else local_folder(model), hub_id_of(model)
     if verify and hub_id is None:
         raise ModelError(f'`verify` asks the Hub: fetch_model("org/name", folder={str(target)!r}, verify=True).')
     missing = checkpoint.missing_parts(target) if checkpoint.is_folder(target) else [f"{target} does not exist"]
     if missing and hub_id is None:
-        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {_NEXT_STEP}{_nearest(target)}")
+        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {NEXT_STEP}{nearest(target)}")
     if missing and hub_id:
-        with _hint_at_spelling(target):
+        with hint_at_spelling(target):
             download.download(hub_id, target)
         if missing := checkpoint.missing_parts(target):
             raise ModelError(
@@ -81,9 +79,9 @@ def open_model(model: str | Path, download_it: bool = True) -> Path | str:
     Without a download, or the disk space for one, the Hub id itself, which is then read over the network; a sentence
     says so. Raises ModelError as `fetch_model` does.
     """
-    hub_id = _hub_id(model)
+    hub_id = hub_id_of(model)
     reason = "no download was wished"
-    if download_it or hub_id is None or _is_complete(_local_folder(model)):
+    if download_it or hub_id is None or is_complete(local_folder(model)):
         try:
             return fetch_model(model)
         except download.NoSpaceError as error:
@@ -103,61 +101,6 @@ def hub_facts(model: str) -> pd.DataFrame:
     return pd.DataFrame(hub.public_facts(hub_id).items(), columns=["fact", "value"])
 
 
-_NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-Instruct", or run `make demo`.'
-
-
-def _path(model: str | Path) -> Path:
-    if not str(model).strip():
-        raise ModelError(f"No model was named. {_NEXT_STEP}")
-    return Path(model).expanduser()
-
-
-def _hub_id(model: str | Path) -> hub.HubId | None:
-    """The Hub id that `model` is, unless it is a folder: a folder that exists wins."""
-    return None if checkpoint.is_folder(_path(model)) else hub.parse_id(str(model))
-
-
-def _local_folder(model: str | Path) -> Path:
-    """Where a model is, or would be, on this disk: the folder itself, or one of its name beside this module."""
-    path, hub_id = _path(model), _hub_id(model)
-    if hub_id:
-        return HERE / hub_id.folder
-    return HERE / path if path.name == str(model) and not checkpoint.is_folder(path) else path
-
-
-def _is_complete(folder: Path) -> bool:
-    return checkpoint.is_folder(folder) and not checkpoint.missing_parts(folder)
-
-
-def _nearest(folder: Path) -> str:
-    """A hint at a folder of almost this name."""
-    names = [path.name for path in HERE.iterdir() if (path / "config.json").is_file()]
-    close = difflib.get_close_matches(folder.name, names, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-@contextmanager
-def _hint_at_spelling(folder: Path) -> Iterator[None]:
-    """Where the Hub does not know a model, a folder of almost its name may be what was meant."""
-    try:
-        yield
-    except hub.UnknownModelError as error:
-        raise hub.UnknownModelError(f"{error}{_nearest(folder)}") from error
-
-
-def _folder(model: str | Path, with_tokenizer: bool = False) -> Path:
-    """The folder to read: the local one if it is complete or no Hub id, else a sparse copy of the Hub's."""
-    folder, hub_id = _local_folder(model), _hub_id(model)
-    if hub_id and not _is_complete(folder):
-        with _hint_at_spelling(folder):
-            return (remote.mirror_with_tokenizer if with_tokenizer else remote.mirror)(hub_id)
-    if not checkpoint.is_folder(folder):
-        raise ModelError(f"There is no folder {folder}. {_NEXT_STEP}{_nearest(folder)}")
-    if not any(checkpoint.is_file(folder / name) for name in checkpoint.names_in(folder)):
-        raise ModelError(f"{folder} holds no file: {checkpoint.explain_absence(folder)}. {_NEXT_STEP}")
-    return folder
-
-
 # --- Its files -----------------------------------------------------------------------------------------------
 
 
@@ -168,9 +111,9 @@ def list_files(model: str | Path) -> pd.DataFrame:
     `description`. Hidden files are left out. Raises ModelError when there is no such folder.
     """
     try:
-        folder = _folder(model)
+        folder = folder_of(model)
     except ModelError as error:
-        if (hub_id := _hub_id(model)) is None or isinstance(error, hub.UnknownModelError):
+        if (hub_id := hub_id_of(model)) is None or isinstance(error, hub.UnknownModelError):
             raise
         files = remote.listing(hub_id)  # public for a gated model too
         warnings.warn(f"Files and sizes only. {error}", ModelWarning, stacklevel=2)
@@ -186,7 +129,7 @@ def list_files(model: str | Path) -> pd.DataFrame:
 
 def directory_tree(model: str | Path) -> str:
     """The folder as a tree, one line per file and folder, with sizes in 1024s, and the Hub commit it came from."""
-    folder = _folder(model)
+    folder = folder_of(model)
     sizes = checkpoint.file_sizes(folder)
     origin = ", ".join(commit[:8] for commit in download.commits(folder))
     head = f"{visible(folder.resolve().name)}/  {format_bytes(sum(sizes.values()))}" + (
@@ -207,7 +150,7 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
 
     Raises ModelError for a header that is not valid or a file that is not whole.
     """
-    folder = _folder(model)
+    folder = folder_of(model)
     with _without_collector():
         return tensor_table(checkpoint.model_headers(folder), checkpoint.read_config(folder))
 
@@ -246,7 +189,7 @@ def check_model(model: str | Path) -> pd.DataFrame:
     hold), both as text, and `match` (bool).
     Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
     """
-    return pd.DataFrame(run_checks(_folder(model)))
+    return pd.DataFrame(run_checks(folder_of(model)))
 
 
 # --- Its tokenizer -------------------------------------------------------------------------------------------
@@ -254,12 +197,12 @@ def check_model(model: str | Path) -> pd.DataFrame:
 
 def describe_tokenizer(model: str | Path) -> pd.DataFrame:
     """Facts about the tokenizer: vocabulary, special tokens with their ids, chat template; columns `fact`, `value`."""
-    return tokenizer_facts(_folder(model, with_tokenizer=True))
+    return tokenizer_facts(folder_of(model, with_tokenizer=True))
 
 
 def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
     """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
-    return token_table(_folder(model, with_tokenizer=True), text)
+    return token_table(folder_of(model, with_tokenizer=True), text)
 
 
 # --- A first run ---------------------------------------------------------------------------------------------
@@ -270,8 +213,8 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
 
     An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
     """
-    folder = _local_folder(model)
-    if _hub_id(model) and not _is_complete(folder):
+    folder = local_folder(model)
+    if hub_id_of(model) and not is_complete(folder):
         print(f"Skipped: the weights of {model} are not on this disk, only its headers were read.")
         return []
     devices = available_devices()

@@ -32,12 +32,13 @@ LOOK = """
 import pickle, sys, warnings
 from pathlib import Path
 import model_tools as mt
-mt.HERE, answers = Path(sys.argv[1]), {}
+from base_model import locate
+locate.HERE, answers = Path(sys.argv[1]), {}
 for call in sys.argv[3:]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", mt.ModelWarning)
         try:
-            answer = eval(call, vars(mt))
+            answer = eval(call, vars(mt) | {"HERE": locate.HERE})
         except mt.ModelError as error:
             answer = error
     answers[call] = answer, [str(warning.message) for warning in caught if warning.category is mt.ModelWarning]
