@@ -5,17 +5,30 @@ Everything a reader needs is here: `import model_tools as mt`. `model` is always
 this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
 """
 
-import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
+from base_model import (
+    ModelError,
+    ModelWarning,
+    checkpoint,
+    download,
+    format_bytes,
+    format_count,
+    hub,
+    plans,
+    remote,
+    training,
+    visible,
+)
+from base_model import adapters as adapter_room
+from base_model.architecture import read_architecture, skeleton_of
 from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
 from base_model.checks import run_checks
 from base_model.download import remove_leftovers
@@ -28,16 +41,22 @@ from base_model.generation import (
     load_model,
 )
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
+from base_model.machine import this_machine
+from base_model.plan_charts import plot_adapters, plot_insertion, plot_memory, plot_training
+from base_model.plans import kv_cache_bytes
+from base_model.published import check_plans
 from base_model.report import compare_runs, readable, takeaways, to_markdown
-from base_model.tensors import tensor_table
+from base_model.tensors import group_parameters, tensor_table, without_collector
 from base_model.tokenizer import token_table, tokenizer_facts
 
 __all__ = [
-    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
-    "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "open_model",
-    "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
-    "readable", "remove_leftovers", "run_both", "save_chart", "show_tokens", "takeaways", "to_markdown",
+    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "check_plans", "compare_runs",
+    "compare_training", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count",
+    "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points",
+    "kv_cache_bytes", "list_files", "load_model", "open_model", "plan_adapters", "plan_inference", "plan_training",
+    "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_memory", "plot_parameters",
+    "plot_runs", "plot_storage", "plot_training", "read_tensors", "readable", "remove_leftovers", "run_both",
+    "save_chart", "show_tokens", "skeleton", "takeaways", "this_machine", "to_markdown",
 ]  # fmt: skip
 
 
@@ -151,35 +170,8 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     Raises ModelError for a header that is not valid or a file that is not whole.
     """
     folder = folder_of(model)
-    with _without_collector():
+    with without_collector():
         return tensor_table(checkpoint.model_headers(folder), checkpoint.read_config(folder))
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the search for reference cycles: 100,000 tensors make none, and it would take an eighth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
-
-    Index: the groups, largest first for components and dtypes, in order for files and layers.
-    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
-    a quantisation keeps beside the weights; NaN for a group without parameters).
-    """
-    if by not in ("file", "component", "layer", "dtype"):
-        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
-    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
-    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
-    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
-    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
 
 
 def check_model(model: str | Path) -> pd.DataFrame:
@@ -203,6 +195,71 @@ def describe_tokenizer(model: str | Path) -> pd.DataFrame:
 def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
     """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
     return token_table(folder_of(model, with_tokenizer=True), text)
+
+
+# --- What it will need: memory and adapters ------------------------------------------------------------------
+
+
+def skeleton(model: str | Path) -> Any:
+    """The model on torch's meta device, from its config.json alone: every shape, no weights, no memory.
+
+    Dense, whatever the quantisation of the checkpoint; tied weights stay tied. Raises ModelError for a model that needs
+    code of its own or is not a causal language model.
+    """
+    return skeleton_of(read_architecture(folder_of(model)))
+
+
+def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, device: str | None = None) -> pd.DataFrame:
+    """What running the model takes, and whether this machine has it: one row per precision and context.
+
+    Columns: `precision` (float32, bfloat16, int8, nf4), `context` (tokens), `weights_bytes`, `kv_cache_bytes`,
+    `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
+    80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
+    """
+    return plans.plan_inference(read_architecture(folder_of(model)), contexts, device)
+
+
+def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
+    """What adapters add to the model, counted by PEFT itself; `adapters` is `{name: PeftConfig}`.
+
+    Columns: `adapter`, `trainable`, `total` (with the adapter), `share`, `file_bytes` (as saved), `targets`,
+    `layers` (it acts in), `note` (targets that match nothing, layers left out, methods that need real weights).
+    Raises ModelError for a config whose targets match nothing, or that PEFT refuses.
+    """
+    return adapter_room.plan_adapters(read_architecture(folder_of(model)), adapters)
+
+
+def insertion_points(model: str | Path, adapter: Any) -> pd.DataFrame:
+    """Where a `PeftConfig` acts, one row per module.
+
+    Columns: `module`, `layer` (Int64), `component`, `shape` (of the module's weight), `trainable` (parameters).
+    """
+    return adapter_room.insertion_points(read_architecture(folder_of(model)), adapter)
+
+
+def plan_training(
+    model: str | Path,
+    adapter: Any,
+    tokens: int,
+    batch: int = 1,
+    checkpointing: bool = False,
+    quantized: bool = False,
+    dtype: str | None = None,
+) -> pd.DataFrame:
+    """The memory of a training step with AdamW, measured on the meta device; `adapter` None means full fine-tuning.
+
+    One row: `weights_bytes`, `adapter_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`,
+    `logits_bytes` (scores and the copies that the loss makes), each at its largest; `embedding_bytes` (of the weights);
+    `peak_bytes`, when most was allocated at once, which can be less than the sum. `quantized` is QLoRA's NF4 without
+    double quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
+    """
+    config = read_architecture(folder_of(model))
+    return training.plan_training(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+
+
+def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
+    """`plan_training` of full fine-tuning, LoRA, IA-3 and QLoRA, each with and without checkpointing: `method`, ..."""
+    return training.compare_training(read_architecture(folder_of(model)), tokens, batch)
 
 
 # --- A first run ---------------------------------------------------------------------------------------------

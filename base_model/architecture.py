@@ -1,5 +1,7 @@
 """config.json to transformers' own idea of the architecture, with nothing in it that could steer what is run."""
 
+import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ LIMITS = {
     "layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "labels": 100_000,
     "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
 }  # fmt: skip
+GENERATES = re.compile("CausalLM|LMHead|ConditionalGeneration")  # in the name of a class
 MAX_BUFFER_BYTES = 2**30  # masks and position tables; a model of today has some megabytes
 # What may choose code, kernels or other weights than those that were checked, and so has no say here.
 STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights"}
@@ -55,14 +58,28 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def skeleton_of(config: Any) -> Any:
-    """The causal language model of a config on the meta device: every shape, no memory. Raises ModelError."""
+def skeleton_of(config: Any, dtype: str | None = None) -> Any:
+    """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
+
+    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...).
+    Raises ModelError.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    named = [str(name) for name in config.architectures or []]
+    if named and not any(GENERATES.search(name) for name in named):
+        raise ModelError(
+            f"config.json describes a {visible(named[0])}, which is no causal language model: no text is generated."
+        )
+    if hasattr(config, "quantization_config"):
+        config = deepcopy(config)
+        del config.quantization_config
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
+            )
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(
             f"config.json describes no causal language model that can be built: {brief(error)}."

@@ -16,7 +16,7 @@ COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D5
 NEUTRAL = "#56B4E9"  # where components play no part
 
 
-def _axes(ax: "Axes | None", height: float) -> "Axes":
+def new_axes(ax: "Axes | None", height: float) -> "Axes":
     """`ax`, or the Axes of a new figure 9 inches wide, in the house style."""
     import matplotlib.pyplot as plt
 
@@ -35,7 +35,7 @@ def _rows_height(rows: int, each: float) -> float:
     return rows * max(0.19, min(each, 8 / max(rows, 1)))
 
 
-def _rows(ax: "Axes", names: Iterable[str]) -> list[str]:
+def name_rows(ax: "Axes", names: Iterable[str]) -> list[str]:
     """Name the rows of a horizontal bar chart, first at the top; room at the right for the labels of the bars."""
     names = [visible(name) for name in names]
     ax.set_yticks(range(len(names)), names)
@@ -47,7 +47,7 @@ def _rows(ax: "Axes", names: Iterable[str]) -> list[str]:
     return names
 
 
-def _label(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
+def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
     """Write each bar's figure at its end, and widen the axis so that the longest fits."""
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
@@ -59,12 +59,12 @@ def _label(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the size of every file of `list_files`, largest first; x in GiB or MiB, labels with the exact unit."""
     files = files.sort_values("size", ascending=False, kind="stable")
-    ax = _axes(ax, 1.4 + _rows_height(len(files), 0.34))
+    ax = new_axes(ax, 1.4 + _rows_height(len(files), 0.34))
     unit, scale = ("GiB", 2**30) if files["size"].max() >= 2**30 else ("MiB", 2**20)
     sizes = files["size"] / scale
     ax.barh(range(len(files)), sizes, color=NEUTRAL)
-    _rows(ax, files["file"])
-    _label(ax, sizes, map(format_bytes, files["size"]))
+    name_rows(ax, files["file"])
+    label_bars(ax, sizes, map(format_bytes, files["size"]))
     ax.set_title(f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files", loc="left", pad=12)
     ax.set(xlabel=f"size ({unit})")
     return ax
@@ -73,12 +73,12 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
     table = _by_component(tensors, "file")
-    ax = _axes(ax, 2 + _rows_height(len(table), 0.5))
+    ax = new_axes(ax, 2 + _rows_height(len(table), 0.5))
     totals = table.sum(axis=1)
     unit, scale = _unit(totals.max())
     _stack(ax.barh, range(len(table)), table / scale, "left")
-    _rows(ax, table.index)
-    _label(ax, totals / scale, map(format_count, totals))
+    name_rows(ax, table.index)
+    label_bars(ax, totals / scale, map(format_count, totals))
     ax.set_title(f"Parameters per file: {format_count(totals.sum())} in all", loc="left", pad=12)
     ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
@@ -88,13 +88,13 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters of each component of `read_tensors`, largest first, with their share."""
     totals = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False)
-    ax = _axes(ax, 1.4 + 0.45 * len(totals))
+    ax = new_axes(ax, 1.4 + 0.45 * len(totals))
     unit, scale = _unit(totals.max())
     ax.barh(range(len(totals)), totals / scale, color=[COLOURS[component] for component in totals.index])
-    _rows(ax, totals.index)
+    name_rows(ax, totals.index)
     shares = totals / max(totals.sum(), 1)
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
-    _label(ax, totals / scale, labels)
+    label_bars(ax, totals / scale, labels)
     ax.set_title("Parameters by component", loc="left", pad=12)
     ax.set(xlabel=f"parameters ({unit})")
     return ax
@@ -104,7 +104,7 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Columns: the parameters of each layer of `read_tensors`, split by component; first, what is in no layer."""
     outside = -max(3, tensors["layer"].nunique() // 10)  # the place of what is in no layer, clear of layer 0
     table = _by_component(tensors.assign(layer=tensors["layer"].fillna(outside)), "layer")
-    ax = _axes(ax, 4)
+    ax = new_axes(ax, 4)
     unit, scale = _unit(table.sum(axis=1).max())
     _stack(ax.bar, table.index, table / scale, "bottom")
     step = max(1, len(table) // 16)  # room for about 16 numbers below the columns
@@ -119,11 +119,11 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
-    ax = _axes(ax, 1.6 + 0.45 * len(table))
+    ax = new_axes(ax, 1.6 + 0.45 * len(table))
     speeds = table["tokens_per_s"].fillna(0)
     ax.barh(range(len(table)), speeds, color=NEUTRAL)
-    _rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
-    _label(ax, speeds, [_run_label(run) for run in table.itertuples()])
+    name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
+    label_bars(ax, speeds, [_run_label(run) for run in table.itertuples()])
     ax.set_title("Speed: decoding, and the wait for the first token", loc="left", pad=12)
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax

@@ -1,5 +1,7 @@
 """Every number that a model folder states twice, compared: the index, the headers, the files, config.json."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError
+from base_model import ModelError, ModelWarning
+from base_model.architecture import count_parameters, read_architecture, skeleton_of
 from base_model.checkpoint import Index, read_config, read_index, weight_files
 from base_model.counting import is_tied, quantization_of
 from base_model.headers import Header, read_valid_header
@@ -31,10 +34,11 @@ def run_checks(folder: Path) -> list[Check]:
     headers: dict[str, Header] = {}
     files = [_length(path, headers) for path in paths]
     table = tensor_table(headers, config)
+    described = [*_head(config, table), *_architecture(folder, table)]
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
-        return [*files, *_head(config, table)]
+        return [*files, *described]
     totals = _totals(index, table, quantized=quantization_of(config) is not None)
-    return [*totals, *files, *_placements(index, headers), *_head(config, table)]
+    return [*totals, *files, *_placements(index, headers), *described]
 
 
 def _compare(check: str, expected: int, found: int) -> Check:
@@ -79,3 +83,23 @@ def _head(config: dict[str, Any], table: pd.DataFrame) -> Iterator[Check]:
         expected = "tied, none stored" if tied else "one of its own"
         found = ("a copy is stored" if tied else "one of its own") if stored else "none stored"
         yield Check("output head", expected, expected if tied != stored else found, tied != stored)
+
+
+def _architecture(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
+    """The parameters that transformers' own code builds from config.json, against those that the headers hold.
+
+    Nothing where config.json describes no causal language model (a ModelWarning says so) or more than one. What the
+    class leaves out on purpose when it loads (extra layers, old masks) is left out.
+    """
+    try:
+        skeleton = skeleton_of(read_architecture(folder))
+    except ModelError as error:
+        warnings.warn(f"Parameters are not compared with the architecture: {error}", ModelWarning, stacklevel=4)
+        return
+    named = read_config(folder).get("architectures") or [type(skeleton).__name__]
+    if type(skeleton).__name__ not in named:
+        return  # the text model of a larger one
+    ignored = table["tensor"].map(
+        lambda name: any(re.search(rule, name) for rule in skeleton._keys_to_ignore_on_load_unexpected or ())
+    )
+    yield _compare("architecture: parameters", count_parameters(skeleton), int(table.loc[~ignored, "parameters"].sum()))

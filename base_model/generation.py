@@ -13,6 +13,7 @@ from base_model import ModelError, brief
 from base_model.architecture import read_architecture, require_fit
 from base_model.checkpoint import is_folder, missing_parts, model_headers, read_config
 from base_model.counting import is_known
+from base_model.machine import warn_if_too_large
 from base_model.tensors import tensor_table
 from base_model.tokenizer import load_tokenizer, require_tame_template
 
@@ -74,6 +75,7 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     config, settings = read_architecture(folder), read_config(folder)
     tensors = tensor_table(model_headers(folder), settings)
     require_fit(config, tensors, countable=is_known(settings))
+    warn_if_too_large(_loaded_bytes(tensors, dtype), device)
     tokenizer = load_tokenizer(folder)
     require_tame_template(tokenizer)
     try:
@@ -84,6 +86,15 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
         ) from error
     model.generation_config = _greedy(model.generation_config)
     return model, tokenizer
+
+
+def _loaded_bytes(tensors: pd.DataFrame, dtype: str | None) -> int:
+    """What the weights take once they are loaded: as stored, or in the dtype that was asked for."""
+    import torch
+
+    return int(
+        tensors["bytes"].sum() if dtype is None else tensors["parameters"].sum() * getattr(torch, dtype).itemsize
+    )
 
 
 def _require_device(device: str) -> None:

@@ -1,0 +1,194 @@
+"""What an adapter adds, counted by PEFT itself: built on the skeleton, on the meta device, and measured there."""
+
+import json
+import warnings
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, brief
+from base_model.architecture import skeleton_of
+from base_model.quantization import bitsandbytes
+from base_model.tensors import places
+
+COLUMNS = ("adapter", "trainable", "total", "share", "file_bytes", "targets", "layers", "note")
+POINTS = ("module", "layer", "component", "shape", "trainable")
+RANK = 16  # of the LoRA adapters that are planned unless others are given
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
+
+
+def default_adapters(skeleton: Any) -> dict[str, Any]:
+    """The adapters that most people choose from, as `{name: PeftConfig}`.
+
+    Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, and
+    IA-3 and LN tuning all that there are.
+    """
+    bitsandbytes()
+    from peft import IA3Config, LNTuningConfig, LoraConfig
+    from peft.utils import constants
+
+    linear, norms, kind = _modules(skeleton, linear=True), _modules(skeleton, linear=False), skeleton.config.model_type
+    attention = [name for name, component in linear.items() if component == "attention"]
+    everything: dict[str, Any] = {
+        "target_modules": list(linear),
+        "feedforward_modules": [name for name, component in linear.items() if component == "mlp"],
+    }
+    lora: dict[str, Any] = (
+        {} if kind in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING else {"target_modules": attention}
+    )
+    ia3: dict[str, Any] = {} if kind in constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING else everything
+    layer_norms = None if kind in constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING else list(norms)
+    adapters = {
+        f"LoRA r{RANK}": LoraConfig(r=RANK, **lora),
+        f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear"),
+        f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, **lora),
+        "IA-3": IA3Config(**ia3),
+        "IA-3, all projections": IA3Config(**everything),
+        "LN tuning": LNTuningConfig(target_modules=layer_norms),
+    }
+    for adapter in adapters.values():
+        adapter.task_type = "CAUSAL_LM"
+    return adapters
+
+
+def _modules(skeleton: Any, linear: bool) -> dict[str, str]:
+    """The last names of the linear modules in the layers, or of the norms, each with its component."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    names = [
+        name for name, module in skeleton.named_modules() if isinstance(getattr(module, "weight", None), torch.Tensor)
+    ]
+    layers, components = places([f"{name}.weight" for name in names], [1] * len(names))
+    found = {}
+    for name, layer, component in zip(names, layers, components, strict=True):
+        is_linear = isinstance(skeleton.get_submodule(name), torch.nn.Linear | Conv1D) and layer is not None
+        if is_linear if linear else component == "norm":
+            found[name.rpartition(".")[2]] = component
+    return found
+
+
+def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
+    """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
+    skeleton = skeleton_of(config)
+    rows = [_plan(config, name, adapter) for name, adapter in (adapters or default_adapters(skeleton)).items()]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("trainable", "total", "file_bytes", "layers"), "Int64"))
+
+
+def _plan(config: Any, name: str, adapter: Any) -> dict[str, Any]:
+    """The row of one adapter; what is absent becomes <NA>."""
+    try:
+        model = attach(skeleton_of(config), adapter)
+    except CannotBuildError as error:
+        return {"adapter": name, "note": str(error)}
+    points = _points(model, skeleton_of(config))
+    trainable, total = model.get_nb_trainable_parameters()
+    return {
+        "adapter": name,
+        "trainable": trainable,
+        "total": total,
+        "share": trainable / total,
+        "file_bytes": _file_bytes(model),
+        "targets": ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in points["module"])),
+        "layers": points["layer"].nunique(),
+        "note": _note(points, skeleton_of(config), model.peft_config["default"]),
+    }
+
+
+class CannotBuildError(ModelError):
+    """PEFT needs real weights to build this adapter."""
+
+
+def attach(skeleton: Any, adapter: Any) -> Any:
+    """The skeleton with an adapter, as `peft.get_peft_model` makes it, on the meta device.
+
+    Raises ModelError for targets that match nothing and settings that PEFT refuses, CannotBuildError for a method that
+    looks at the weights.
+    """
+    bitsandbytes()
+    import peft
+    import torch
+
+    if not isinstance(adapter, peft.PeftConfig):
+        raise ModelError(f"An adapter is a PeftConfig, such as peft.LoraConfig(r=16), not {type(adapter).__name__}.")
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's remarks on training, of which there is none here
+            return peft.get_peft_model(skeleton, deepcopy(adapter))
+    except (NotImplementedError, RuntimeError) as error:  # how torch refuses to read a value that is not there
+        raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
+    except Exception as error:  # each method checks its settings in its own way
+        names = ", ".join(_modules(skeleton, linear=True))
+        raise ModelError(
+            f"PEFT refuses this {type(adapter).__name__}: {brief(error)}. The linear modules are {names}."
+        ) from error
+
+
+def insertion_points(config: Any, adapter: Any) -> pd.DataFrame:
+    """One row per adapted module, in `POINTS`; the sum of `trainable` is PEFT's own count."""
+    return _points(attach(skeleton_of(config), adapter), skeleton_of(config))
+
+
+def _points(model: Any, plain: Any) -> pd.DataFrame:
+    """The trainable parameters of a PEFT model, by the module of the plain model that they belong to."""
+    modules = dict(plain.named_modules())
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_owner(name.removeprefix("base_model.model."), modules)] += parameter.numel()
+    layers, components = places([f"{name}.weight" for name in counts], list(counts.values()))
+    shapes = [tuple(getattr(getattr(modules.get(name), "weight", None), "shape", ())) for name in counts]
+    table = pd.DataFrame(zip(counts, layers, components, shapes, counts.values(), strict=True), columns=list(POINTS))
+    return table.astype({"layer": "Int64"})
+
+
+def _owner(name: str, modules: dict[str, Any]) -> str:
+    """`layers.0.q_proj.lora_A.default.weight` belongs to `layers.0.q_proj`; what is in no module, to its first name."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if ".".join(parts[:end]) in modules:
+            return ".".join(parts[:end])
+    return parts[0]
+
+
+def _note(points: pd.DataFrame, plain: Any, adapter: Any) -> str:
+    """What a reader would not expect: targets without a module, layers left out."""
+    targets = getattr(adapter, "target_modules", None)
+    listed = targets if isinstance(targets, list | set) else []
+    idle = sorted(target for target in listed if not any(_matches(module, target) for module in points["module"]))
+    names = [name for name, _ in plain.named_parameters()]
+    layers = pd.Series(places(names, [1] * len(names))[0], dtype="Int64").nunique()
+    notes = [f"no module is called {', '.join(idle)}"] if idle else []
+    if 0 < points["layer"].nunique() < layers:
+        notes.append(f"acts in {points['layer'].nunique()} of {layers} layers")
+    return "; ".join(notes)
+
+
+def _matches(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _file_bytes(model: Any) -> int | None:
+    """The size of adapter_model.safetensors: its tensors, and the header that safetensors would write for them.
+
+    None where PEFT computes with the weights to save them, as prompt learning does.
+
+    Format: https://github.com/huggingface/safetensors#format; tensors lie by falling element size, then by name.
+    """
+    from peft import get_peft_model_state_dict
+
+    try:
+        tensors = get_peft_model_state_dict(model)
+    except NotImplementedError:
+        return None
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        begin, end = end, end + tensor.nbytes
+        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + text + -text % 8 + end

@@ -1,0 +1,70 @@
+"""What this machine can really use: free RAM, what Apple's MPS recommends, free memory of the GPUs."""
+
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from base_model import ModelWarning, format_bytes
+
+CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
+
+
+def this_machine() -> pd.DataFrame:
+    """One row per device; columns `device` ("cpu", "mps", "cuda:0", ...), `name`, `total_bytes`, `usable_bytes`.
+
+    Usable is what is free now: for the CPU the available RAM, or less in a container with a limit; for MPS what
+    `torch.mps.recommended_max_memory()` leaves (beyond it macOS swaps); for CUDA the free memory of each GPU.
+    """
+    rows = [_cpu(), *_accelerators()]
+    return pd.DataFrame(rows, columns=["device", "name", "total_bytes", "usable_bytes"])
+
+
+def _cpu() -> tuple[str, str, int, int]:
+    import platform
+
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, usable = memory.total, memory.available
+    if (limit := _cgroup("memory.max")) is not None and limit < total:
+        total, usable = limit, min(usable, limit - (_cgroup("memory.current") or 0))
+    return "cpu", platform.processor() or platform.machine(), total, max(usable, 0)
+
+
+def _cgroup(name: str) -> int | None:
+    """A number that the container's control group states; None where there is none."""
+    path = CGROUP / name
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def _accelerators() -> list[tuple[str, str, int, int]]:
+    import torch
+
+    if torch.backends.mps.is_available():
+        limit = torch.mps.recommended_max_memory()
+        return [("mps", "Apple GPU", limit, max(limit - torch.mps.driver_allocated_memory(), 0))]
+    rows = []
+    for number in range(torch.cuda.device_count()):
+        usable, total = torch.cuda.mem_get_info(number)
+        rows.append((f"cuda:{number}", torch.cuda.get_device_name(number), total, usable))
+    return rows
+
+
+def usable_bytes(device: str) -> int:
+    """What is free on a device of `this_machine`; "cuda" is the first of them."""
+    table = this_machine().set_index("device")["usable_bytes"]
+    return int(table[device] if device in table else table[f"{device}:0"])
+
+
+def warn_if_too_large(weights_bytes: int, device: str) -> None:
+    """Say so before anything is loaded when the weights alone are more than the device has free."""
+    free = usable_bytes(device)
+    if weights_bytes > free:
+        warnings.warn(
+            f"The weights take {format_bytes(weights_bytes)}, {device} has {format_bytes(free)} free: the machine may "
+            "swap or stop. Close other programs, or take a smaller model, dtype or quantisation (`plan_inference`).",
+            ModelWarning,
+            stacklevel=3,
+        )

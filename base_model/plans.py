@@ -1,0 +1,156 @@
+"""Will it fit? The KV cache and the weights in several precisions, measured on the skeleton, beside what is free."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, ModelWarning, brief
+from base_model.architecture import skeleton_of
+from base_model.machine import this_machine
+from base_model.quantization import METHODS, quantize, stored_bytes
+
+PRECISIONS = ("float32", "bfloat16", "int8", "nf4")  # float16 takes what bfloat16 takes
+TIGHT = 0.8  # above this share of what is free, little is left for the prompt's own work and for other programs
+PROBE = 40  # tokens of the forward that shows whether a cache grows as its `update` says
+CONTEXTS = (2_048, 8_192, 32_768, 131_072)
+LONGEST = 2**24  # tokens; no context is searched beyond it
+COLUMNS = (
+    "precision", "context", "weights_bytes", "kv_cache_bytes", "total_bytes", "device", "usable_bytes", "verdict",
+    "largest_context",
+)  # fmt: skip
+
+
+def kv_cache_bytes(skeleton: Any, tokens: int, batch: int = 1, dtype: Any = None) -> int:
+    """The bytes of the cache after `batch` sequences of `tokens` tokens each, as transformers' own classes keep it.
+
+    A forward of one token on the meta device shows each layer's keys, values and states; the cache's own `update` then
+    grows them, so that shared heads, windows, compressed (latent) and constant states come out as the architecture
+    has them. Where a longer forward contradicts that, all `tokens` are run. `dtype` ("bfloat16", or a torch dtype) is
+    the skeleton's unless given. Raises ModelError for an architecture that shows no cache.
+    """
+    if tokens < 1 or batch < 1:
+        raise ModelError(f"A cache holds at least 1 token of 1 sequence, not {tokens:,} of {batch:,}.")
+    return _cache_meter(skeleton, batch)(tokens, dtype)
+
+
+def _cache_meter(skeleton: Any, batch: int = 1) -> Callable[[int, Any], int]:
+    """A function from tokens and dtype to bytes; the forwards that it needs are run once, here."""
+    first, probe = (_cache_after(skeleton, tokens, batch) for tokens in (1, PROBE))
+    grows = _bytes_of(_grown(first, PROBE), skeleton.dtype) == _bytes_of(probe, skeleton.dtype)
+
+    def measure(tokens: int, dtype: Any = None) -> int:
+        """The bytes of the cache after `tokens` tokens."""
+        cache = _grown(first, tokens) if grows else _cache_after(skeleton, tokens, batch)
+        return _bytes_of(cache, skeleton.dtype, dtype)
+
+    return measure
+
+
+def _cache_after(skeleton: Any, tokens: int, batch: int) -> Any:
+    """The cache that a forward of `tokens` tokens leaves."""
+    import torch
+
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    try:
+        with torch.no_grad():
+            output = skeleton.eval()(input_ids=ids, use_cache=True)
+    except Exception as error:  # the model code of each architecture fails in its own way
+        raise ModelError(f"{type(skeleton).__name__} cannot be measured without weights: {brief(error)}.") from error
+    cache = output.get("past_key_values") or output.get("cache_params")
+    if not hasattr(cache, "layers"):
+        raise ModelError(f"{type(skeleton).__name__} shows no cache: its size is not known here.")
+    return cache
+
+
+def _grown(cache: Any, tokens: int) -> Any:
+    """A copy of a cache of one token, after `tokens`; what does not grow, such as a recurrent state, stays."""
+    cache = deepcopy(cache)
+    for layer in cache.layers:
+        if tokens > 1 and getattr(layer, "keys", None) is not None:
+            layer.update(
+                *(part.new_empty(*part.shape[:-2], tokens - 1, part.shape[-1]) for part in (layer.keys, layer.values))
+            )
+        if tokens > 1 and getattr(layer, "indexer_keys", None) is not None:  # sparse attention: its indexer's keys
+            batch, _, size = layer.indexer_keys.shape
+            layer.update_indexer(layer.indexer_keys.new_empty(batch, tokens - 1, size))
+    return cache
+
+
+def _bytes_of(cache: Any, skeleton_dtype: Any, dtype: Any = None) -> int:
+    """The floating-point tensors of every layer; those in the skeleton's dtype are counted as `dtype`."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or skeleton_dtype
+    leaves = tree_leaves([vars(layer) for layer in cache.layers])
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    return sum(one.numel() * (wanted if one.dtype == skeleton_dtype else one.dtype).itemsize for one in tensors)
+
+
+def weights_bytes(config: Any, precision: str) -> int:
+    """What the weights take in memory in one of `PRECISIONS`; int8 and NF4 on a bfloat16 model, linear layers only."""
+    if precision in METHODS:
+        return stored_bytes(quantize(skeleton_of(config, "bfloat16"), precision))
+    return stored_bytes(skeleton_of(config, precision))
+
+
+def plan_inference(config: Any, contexts: Iterable[int] | None, device: str | None = None) -> pd.DataFrame:
+    """What running takes, in `COLUMNS`, for every precision and context, against the device's free memory.
+
+    Where the architecture shows no cache, its columns are <NA> and a ModelWarning says so.
+    """
+    machine = this_machine().set_index("device")["usable_bytes"]
+    device = device or str(machine.index[-1])
+    if device not in machine:
+        raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(machine.index)}.")
+    usable, measure = int(machine[device]), _meter_or_none(skeleton_of(config))
+    contexts = list(contexts or _usual_contexts(config))
+    rows = []
+    for precision in PRECISIONS:
+        weights, dtype = weights_bytes(config, precision), "float32" if precision == "float32" else "bfloat16"
+        largest = _largest_context(config, measure, dtype, usable - weights)
+        for tokens in contexts:
+            cache = None if measure is None else measure(tokens, dtype)
+            total = None if cache is None else weights + cache
+            rows.append((precision, tokens, weights, cache, total, device, usable, _verdict(total, usable), largest))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("kv_cache_bytes", "total_bytes", "largest_context"), "Int64"))
+
+
+def _made_for(config: Any) -> int:
+    """The longest context of the architecture, in tokens."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else LONGEST
+
+
+def _usual_contexts(config: Any) -> list[int]:
+    """`CONTEXTS`, up to what the model was made for; that alone for a model with less."""
+    return [tokens for tokens in CONTEXTS if tokens <= _made_for(config)] or [_made_for(config)]
+
+
+def _meter_or_none(skeleton: Any) -> Callable[[int, Any], int] | None:
+    try:
+        return _cache_meter(skeleton)
+    except ModelError as error:
+        warnings.warn(f"No size of the cache is given: {error}", ModelWarning, stacklevel=4)
+        return None
+
+
+def _verdict(total: int | None, usable: int) -> str:
+    if total is None:
+        return "unknown"
+    return "does not fit" if total > usable else "tight" if total > TIGHT * usable else "fits"
+
+
+def _largest_context(config: Any, measure: Callable[[int, Any], int] | None, dtype: str, room: int) -> int | None:
+    """The most tokens whose cache fits into `room` bytes, up to what the model was made for; found by bisection."""
+    if measure is None:
+        return None
+    low, high = 0, _made_for(config)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if measure(middle, dtype) <= room else (low, middle - 1)
+    return low

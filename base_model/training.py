@@ -1,0 +1,118 @@
+"""What one training step keeps in memory: a real step, forward, backward and optimizer, on the meta device.
+
+Nothing is computed there and nothing takes memory, but every tensor that a GPU would allocate is made and freed in the
+same order. A ledger adds them up as they come and go.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import ModelError, brief
+from base_model.adapters import RANK, attach, default_adapters
+from base_model.architecture import skeleton_of
+from base_model.quantization import quantize, stored_tensors
+
+if TYPE_CHECKING:
+    from base_model.ledger import Ledger
+
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
+COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
+
+
+def plan_training(
+    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+) -> pd.DataFrame:
+    """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
+    if tokens < 2 or batch < 1:
+        raise ModelError(f"A step needs at least 2 tokens of 1 sequence, not {tokens:,} of {batch:,}.")
+    if quantized and adapter is None:
+        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' remarks on training for real
+        base = _prepared(config, checkpointing, quantized, dtype)
+        weights = list(stored_tensors(base))
+        model = attach(base, adapter) if adapter is not None else base
+        ledger = _opened(model, weights)
+        _run_steps(model.train(), ledger, tokens, batch)
+    row = [ledger.most[part] for part in PARTS]
+    return pd.DataFrame([[*row, _embedding_bytes(model), ledger.peak]], columns=list(COLUMNS))
+
+
+def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
+    """One row of `plan_training` per method, first plain, then with checkpointing; column `method` says which."""
+    adapters = default_adapters(skeleton_of(config))
+    lora, ia3 = adapters[f"LoRA r{RANK}"], adapters["IA-3"]
+    methods = {
+        "full": (None, False),
+        f"LoRA r{RANK}": (lora, False),
+        "IA-3": (ia3, False),
+        f"QLoRA r{RANK}": (lora, True),
+    }
+    rows = []
+    for checkpointing in (False, True):
+        for name, (adapter, quantized) in methods.items():
+            row = plan_training(config, adapter, tokens, batch, checkpointing, quantized, None)
+            row.insert(0, "method", name + (", checkpointing" if checkpointing else ""))
+            rows.append(row)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
+    """The base model as a training script sets it up, by the libraries' own functions."""
+    from base_model.ledger import use_efficient_attention
+
+    model = skeleton_of(config, dtype)
+    use_efficient_attention(model)
+    if quantized:
+        quantize(model, "nf4")
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
+def _run_steps(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
+    """Two steps with AdamW, since its state is there only after the first."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, foreach=True)  # what torch does on a GPU unless told otherwise
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    try:
+        with ledger:
+            for _ in range(2):
+                output = model(input_ids=ids, labels=ids, use_cache=False)
+                output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
+                ledger.kind = "temporary"
+                optimizer.step()
+                for tensor in (value for state in optimizer.state.values() for value in state.values()):
+                    ledger.enter(tensor, "optimizer")
+                ledger.kind = "activations"
+                optimizer.zero_grad()
+    except Exception as error:  # the model code of each architecture fails in its own way
+        raise ModelError(f"A training step cannot be measured without weights: {brief(error)}.") from error
+
+
+def _opened(model: Any, weights: list[Any]) -> "Ledger":
+    """A ledger with the base model's `weights` in it, the rest as adapter, and every gradient once it is complete."""
+    from base_model.ledger import Ledger
+
+    ledger = Ledger(model.config.get_text_config().vocab_size)
+    base = {id(tensor) for tensor in weights}
+    for tensor in stored_tensors(model):
+        ledger.enter(tensor, "weights" if id(tensor) in base else "adapter")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    return ledger
+
+
+def _embedding_bytes(model: Any) -> int:
+    """Of the weights, the embedding and the output head, once where they are tied."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())
