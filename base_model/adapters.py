@@ -30,22 +30,17 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     from peft.utils import constants
 
     linear, norms, kind = _modules(skeleton, linear=True), _modules(skeleton, linear=False), skeleton.config.model_type
-    attention = [name for name, component in linear.items() if component == "attention"]
-    everything: dict[str, Any] = {
-        "target_modules": list(linear),
-        "feedforward_modules": [name for name, component in linear.items() if component == "mlp"],
-    }
-    lora: dict[str, Any] = (
-        {} if kind in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING else {"target_modules": attention}
-    )
-    ia3: dict[str, Any] = {} if kind in constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING else everything
-    layer_norms = None if kind in constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING else list(norms)
+    attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
+    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, attention)
+    ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, list(linear))
+    inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, mlp)
+    layer_norms = constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING.get(kind, list(norms))
     adapters = {
-        f"LoRA r{RANK}": LoraConfig(r=RANK, **lora),
+        f"LoRA r{RANK}": LoraConfig(r=RANK, target_modules=lora),
         f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear"),
-        f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, **lora),
-        "IA-3": IA3Config(**ia3),
-        "IA-3, all projections": IA3Config(**everything),
+        f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, target_modules=lora),
+        "IA-3": IA3Config(target_modules=ia3, feedforward_modules=inner),
+        "IA-3, all projections": IA3Config(target_modules=list(linear), feedforward_modules=mlp),
         "LN tuning": LNTuningConfig(target_modules=layer_norms),
     }
     for adapter in adapters.values():
@@ -72,17 +67,20 @@ def _modules(skeleton: Any, linear: bool) -> dict[str, str]:
 
 def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
     """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
-    skeleton = skeleton_of(config)
-    rows = [_plan(config, name, adapter) for name, adapter in (adapters or default_adapters(skeleton)).items()]
+    given = adapters or default_adapters(skeleton_of(config))
+    excused: type[ModelError] = (
+        CannotBuildError if adapters else ModelError
+    )  # a default may not suit every architecture
+    rows = [_plan(config, name, adapter, excused) for name, adapter in given.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("trainable", "total", "file_bytes", "layers"), "Int64"))
 
 
-def _plan(config: Any, name: str, adapter: Any) -> dict[str, Any]:
-    """The row of one adapter; what is absent becomes <NA>."""
+def _plan(config: Any, name: str, adapter: Any, excused: type[ModelError]) -> dict[str, Any]:
+    """The row of one adapter; what is absent becomes <NA>, and an `excused` error its note."""
     try:
         model = attach(skeleton_of(config), adapter)
-    except CannotBuildError as error:
+    except excused as error:
         return {"adapter": name, "note": str(error)}
     points = _points(model, skeleton_of(config))
     trainable, total = model.get_nb_trainable_parameters()
@@ -181,7 +179,9 @@ def _file_bytes(model: Any) -> int | None:
     from peft import get_peft_model_state_dict
 
     try:
-        tensors = get_peft_model_state_dict(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its remarks on what it saves: a size is all that is asked
+            tensors = get_peft_model_state_dict(model)
     except NotImplementedError:
         return None
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -31,13 +31,15 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta" and _key(tensor) not in self.alive:
+            if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
                 self.enter(tensor, "logits" if scores and self.kind == "activations" else self.kind)
         return out
 
     def enter(self, tensor: torch.Tensor, kind: str) -> None:
-        """Count a tensor's storage as `kind` from now on, whatever it was before."""
+        """Count a tensor's storage as `kind` from now on, whatever it was before. Nothing for one on the CPU."""
+        if tensor.device.type != "meta":
+            return
         storage, key = tensor.untyped_storage(), _key(tensor)
         if key in self.alive:
             self._leave(key)

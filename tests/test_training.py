@@ -3,7 +3,8 @@
 import pytest
 
 import model_tools as mt
-from base_model.training import plan_training
+from base_model.architecture import skeleton_of
+from base_model.training import compare_training, plan_training
 from tests.test_adapters import llama_config
 from tests.test_plans import ARCHITECTURES, config_of
 
@@ -149,32 +150,19 @@ def test_checkpointing_and_quantising_do_what_they_are_for():
 
 
 def test_ia3_is_smaller_but_not_lighter():
-    table = mt.compare_training_of(llama_config()) if hasattr(mt, "compare_training_of") else compare(llama_config())
-    rows = table.set_index("method")
+    rows = compare_training(llama_config(), tokens=512, batch=1).set_index("method")
     assert rows.loc["IA-3", "adapter_bytes"] < rows.loc["LoRA r16", "adapter_bytes"] / 10
     assert rows.loc["IA-3", "peak_bytes"] > rows.loc["LoRA r16", "peak_bytes"]
     assert rows.loc["full", "peak_bytes"] == rows["peak_bytes"].max()
     assert rows.loc["QLoRA r16, checkpointing", "peak_bytes"] == rows["peak_bytes"].min()
 
 
-def compare(config):
-    from base_model.training import compare_training
-
-    return compare_training(config, 512, 1)
-
-
 @pytest.mark.parametrize("kind", sorted(set(ARCHITECTURES) - {"mamba", "jamba", "qwen3_next", "falcon"}))
 def test_a_step_can_be_measured_for_many_architectures(kind):
     row = plan_training(config_of(kind), None, 24, 2, False, False, None).iloc[0]
-    parameters = sum(one.numel() for one in mt_skeleton(kind).parameters())
-    assert row["gradients_bytes"] == parameters * 2
-    assert row["optimizer_bytes"] == parameters * 4
-
-
-def mt_skeleton(kind):
-    from base_model.architecture import skeleton_of
-
-    return skeleton_of(config_of(kind))
+    weights = sum(one.nbytes for one in skeleton_of(config_of(kind)).parameters())
+    assert row["gradients_bytes"] == weights
+    assert row["optimizer_bytes"] == 2 * weights
 
 
 def test_what_makes_no_sense_is_refused(toy):
