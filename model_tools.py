@@ -248,17 +248,20 @@ def plan_training(
 ) -> pd.DataFrame:
     """The memory of a training step with AdamW, measured on the meta device; `adapter` None means full fine-tuning.
 
-    One row: `weights_bytes`, `adapter_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`,
-    `logits_bytes` (scores and the copies that the loss makes), each at its largest; `embedding_bytes` (of the weights);
-    `peak_bytes`, when most was allocated at once, which can be less than the sum. `quantized` is QLoRA's NF4 without
-    double quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
+    One row: `weights_bytes`, `adapter_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`, `logits_bytes`
+    (scores, and the copies that the loss makes), `temporary_bytes` (of the optimizer), each at its largest;
+    `embedding_bytes` (of the weights); `peak_bytes`, the most at one time. `quantized` is QLoRA's NF4 without double
+    quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
     """
     config = read_architecture(folder_of(model))
     return training.plan_training(config, adapter, tokens, batch, checkpointing, quantized, dtype)
 
 
 def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
-    """`plan_training` of full fine-tuning, LoRA, IA-3 and QLoRA, each with and without checkpointing: `method`, ..."""
+    """Full fine-tuning, LoRA, IA-3 and QLoRA, with and without checkpointing: a `method` per row.
+
+    The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
+    """
     return training.compare_training(read_architecture(folder_of(model)), tokens, batch)
 
 

@@ -25,8 +25,11 @@ class Ledger(TorchDispatchMode):
             int, tuple[str, int, Any]
         ] = {}  # by storage: kind, bytes, and the reference that tells its end
         self.now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.peak = 0
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was most so far: from here on, `most` of each kind, and all kinds `at_peak`."""
+        self.most, self.at_peak = Counter(self.now), Counter(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -47,7 +50,8 @@ class Ledger(TorchDispatchMode):
         self.alive[key] = kind, storage.nbytes(), reference
         self.now[kind] += storage.nbytes()
         self.most[kind] = max(self.most[kind], self.now[kind])
-        self.peak = max(self.peak, self.now.total())
+        if self.now.total() > self.at_peak.total():
+            self.at_peak = Counter(self.now)
 
     def _leave(self, key: int) -> None:
         if key in self.alive:

@@ -17,7 +17,7 @@ from base_model.quantization import quantize, stored_tensors
 if TYPE_CHECKING:
     from base_model.ledger import Ledger
 
-PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
 COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
 
 
@@ -25,23 +25,13 @@ def plan_training(
     config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
 ) -> pd.DataFrame:
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
-    if tokens < 2 or batch < 1:
-        raise ModelError(f"A step needs at least 2 tokens of 1 sequence, not {tokens:,} of {batch:,}.")
-    if quantized and adapter is None:
-        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the libraries' remarks on training for real
-        base = _prepared(config, checkpointing, quantized, dtype)
-        weights = list(stored_tensors(base))
-        model = attach(base, adapter) if adapter is not None else base
-        ledger = _opened(model, weights)
-        _run_steps(model.train(), ledger, tokens, batch)
+    ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, dtype)
     row = [ledger.most[part] for part in PARTS]
-    return pd.DataFrame([[*row, _embedding_bytes(model), ledger.peak]], columns=list(COLUMNS))
+    return pd.DataFrame([[*row, embedding, ledger.at_peak.total()]], columns=list(COLUMNS))
 
 
 def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
-    """One row of `plan_training` per method, first plain, then with checkpointing; column `method` says which."""
+    """One row per method, `method` and `COLUMNS`: the parts as they are at the peak, so that they add up to it."""
     adapters = default_adapters(skeleton_of(config))
     lora, ia3 = adapters[f"LoRA r{RANK}"], adapters["IA-3"]
     methods = {
@@ -53,10 +43,28 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     rows = []
     for checkpointing in (False, True):
         for name, (adapter, quantized) in methods.items():
-            row = plan_training(config, adapter, tokens, batch, checkpointing, quantized, None)
-            row.insert(0, "method", name + (", checkpointing" if checkpointing else ""))
-            rows.append(row)
-    return pd.concat(rows, ignore_index=True)
+            ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
+            method = name + (", checkpointing" if checkpointing else "")
+            rows.append([method, *(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total()])
+    return pd.DataFrame(rows, columns=["method", *COLUMNS])
+
+
+def _measured(
+    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+) -> tuple["Ledger", int]:
+    """The ledger of one step, and the bytes of the embedding."""
+    if tokens < 2 or batch < 1:
+        raise ModelError(f"A step needs at least 2 tokens of 1 sequence, not {tokens:,} of {batch:,}.")
+    if quantized and adapter is None:
+        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' remarks on training for real
+        base = _prepared(config, checkpointing, quantized, dtype)
+        weights = list(stored_tensors(base))
+        model = attach(base, adapter) if adapter is not None else base
+        ledger = _opened(model, weights)
+        _run_steps(model.train(), ledger, tokens, batch)
+    return ledger, _embedding_bytes(model)
 
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
@@ -77,7 +85,7 @@ def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | No
 
 
 def _run_steps(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
-    """Two steps with AdamW, since its state is there only after the first."""
+    """Two steps with AdamW, since its state is there only after the first; the ledger is of the second."""
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -86,6 +94,7 @@ def _run_steps(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
     try:
         with ledger:
             for _ in range(2):
+                ledger.start()
                 output = model(input_ids=ids, labels=ids, use_cache=False)
                 output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
                 ledger.kind = "temporary"
