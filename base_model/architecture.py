@@ -31,7 +31,7 @@ def read_architecture(folder: Path) -> Any:
 
     settings = described(read_config(folder))
     if not settings:
-        raise ModelError(f"There is no config.json in {folder}, or it is empty. Download it again.")
+        raise ModelError(f"There is no config.json in {visible(folder.name)}, or it is empty. Download it again.")
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelError(

@@ -26,7 +26,10 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
-    return table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
+    words = table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
+    if "trainable" in table and "share" in table:  # as PEFT prints it, which is also how small they are
+        words["share"] = table["share"].map(lambda share: "n/a" if pd.isna(share) else f"{share:.4%}")
+    return words
 
 
 def _in_words(column: str, value: Any) -> str:
@@ -36,6 +39,8 @@ def _in_words(column: str, value: Any) -> str:
         return format_bytes(int(value))
     if column == "share":
         return format_share(value)
+    if column == "difference":
+        return f"{value:+.1%}" if value else "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

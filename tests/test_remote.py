@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import struct
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,7 @@ TABLES = [
     *(f'group_parameters({TENSORS}, "{by}")' for by in ("file", "component", "layer", "dtype")),
     "check_model({})",
 ]
+PLANS = ["plan_adapters({})", "plan_inference({}, [100])[['weights_bytes', 'kv_cache_bytes']]"]
 CHARTS = [
     f'save_chart({plot}, HERE / "chart.png").read_bytes()'
     for plot in (
@@ -103,7 +105,8 @@ WHOLE = ["main", "single", "odd", "long", "padded"]
 def calls(branch: str) -> list[str]:
     if branch in DAMAGES:
         return [*TABLES, DAMAGES[branch][1]]
-    return [*TABLES, TREE, *(CHARTS if branch == "main" else ()), *(TOKENS if branch in ("main", "single") else ())]
+    of_llama = [*TOKENS, *PLANS] if branch in ("main", "single") else []
+    return [*TABLES, TREE, *(CHARTS if branch == "main" else ()), *of_llama]
 
 
 def by_id(call: str, branch: str) -> str:
@@ -138,8 +141,13 @@ def requests_for(stand_in: HubStandIn, branch: str) -> list[str]:
 )
 def test_a_hub_id_gives_the_tables_of_its_folder(seen, models, tmp_path, branch, call):
     found, warned = seen[1][by_id(call, branch)]
-    expected = eval(call.format(repr(str(models[branch]))), {**vars(mt), "HERE": tmp_path})
-    assert warned == []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", mt.ModelWarning)
+        expected = eval(call.format(repr(str(models[branch]))), {**vars(mt), "HERE": tmp_path})
+    assert [text.replace(f"toy@{branch}", branch) for text in warned] == [
+        str(one.message) for one in caught if one.category is mt.ModelWarning
+    ]
+    assert len(warned) == (branch in ("odd", "long") and call == "check_model({})")  # they are no architecture
     if isinstance(expected, bytes):
         assert found == expected
     else:
