@@ -51,7 +51,7 @@ from base_model.tokenizer import token_table, tokenizer_facts
 
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "check_plans", "compare_runs",
-    "compare_training", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count",
+    "compare_training", "default_adapters", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count",
     "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points",
     "kv_cache_bytes", "list_files", "load_model", "open_model", "plan_adapters", "plan_inference", "plan_training",
     "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_memory", "plot_parameters",
@@ -227,6 +227,11 @@ def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> 
     Raises ModelError for a config whose targets match nothing, or that PEFT refuses.
     """
     return adapter_room.plan_adapters(read_architecture(folder_of(model)), adapters)
+
+
+def default_adapters(model: str | Path) -> dict[str, Any]:
+    """The adapters that `plan_adapters` takes unless others are given, as `{name: PeftConfig}`."""
+    return adapter_room.default_adapters(skeleton(model))
 
 
 def insertion_points(model: str | Path, adapter: Any) -> pd.DataFrame:

@@ -64,16 +64,16 @@ def _adapter_label(row: Any) -> str:
 def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Stacked bars: what is in memory at the peak of a training step, one bar per method of `compare_training`."""
     ax = new_axes(ax, 2 + 0.5 * len(plan))
-    parts = plan.drop(columns=["method", "peak_bytes", "weights_bytes"]).rename(
-        columns=lambda name: name.removesuffix("_bytes")
-    )
-    parts["other weights"] = plan["weights_bytes"] - plan["embedding_bytes"]
-    parts = parts[[part for part in PARTS if parts[part].any()]] / GIB
+    sizes = plan.filter(like="_bytes").astype("Float64").fillna(0).astype(float) / GIB
+    parts = sizes.rename(columns=lambda name: name.removesuffix("_bytes"))
+    parts["other weights"] = parts["weights"] - parts["embedding"]
+    parts = parts[[part for part in PARTS if parts[part].any()]]
     starts = parts.cumsum(axis=1) - parts
     for part in parts:
         ax.barh(range(len(plan)), parts[part], left=starts[part], color=PARTS[str(part)], label=part)
     name_rows(ax, plan["method"])
-    label_bars(ax, plan["peak_bytes"] / GIB, map(format_bytes, plan["peak_bytes"]))
+    labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
+    label_bars(ax, sizes["peak_bytes"], labels)
     ax.set_title("Memory at the peak of a training step", loc="left", pad=12)
     ax.set(xlabel="memory (GiB)")
     _legend(ax)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
 COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
+METHOD_COLUMNS = ("method", *COLUMNS, "note")
 
 
 def plan_training(
@@ -31,22 +32,32 @@ def plan_training(
 
 
 def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
-    """One row per method, `method` and `COLUMNS`: the parts as they are at the peak, so that they add up to it."""
+    """One row per method, in `METHOD_COLUMNS`: the parts as they are at the peak, so that they add up to it.
+
+    A method that cannot be measured for this architecture has <NA>, and its `note` says why.
+    """
     adapters = default_adapters(skeleton_of(config))
     lora, ia3 = adapters[f"LoRA r{RANK}"], adapters["IA-3"]
-    methods = {
-        "full": (None, False),
-        f"LoRA r{RANK}": (lora, False),
-        "IA-3": (ia3, False),
-        f"QLoRA r{RANK}": (lora, True),
-    }
-    rows = []
-    for checkpointing in (False, True):
-        for name, (adapter, quantized) in methods.items():
-            ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
-            method = name + (", checkpointing" if checkpointing else "")
-            rows.append([method, *(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total()])
-    return pd.DataFrame(rows, columns=["method", *COLUMNS])
+    methods = [("full fine-tuning", None, False), (f"LoRA r{RANK}", lora, False), ("IA-3", ia3, False)]
+    methods.append((f"QLoRA r{RANK}", lora, True))
+    rows = [
+        [
+            method + (", checkpointing" if checkpointing else ""),
+            *_at_peak(config, adapter, tokens, batch, checkpointing, quantized),
+        ]
+        for checkpointing in (False, True)
+        for method, adapter, quantized in methods
+    ]
+    return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
+
+
+def _at_peak(config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool) -> list[Any]:
+    """The cells of `COLUMNS` and the note."""
+    try:
+        ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
+    except ModelError as error:
+        return [pd.NA] * len(COLUMNS) + [str(error)]
+    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total(), ""]
 
 
 def _measured(

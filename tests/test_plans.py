@@ -82,6 +82,14 @@ def test_the_cache_is_as_large_as_a_real_one(kind):
         assert mt.kv_cache_bytes(skeleton, tokens, batch) == expected
 
 
+def test_a_cache_that_grows_as_it_says_is_measured_short(monkeypatch):
+    skeleton, run = skeleton_of(config_of("llama")), []
+    measure = plans._cache_after
+    monkeypatch.setattr(plans, "_cache_after", lambda *args: run.append(args[1]) or measure(*args))
+    assert mt.kv_cache_bytes(skeleton, 10**6) == 10**6 * mt.kv_cache_bytes(skeleton, 1)
+    assert max(run) <= plans.PROBE
+
+
 def test_a_cache_that_does_not_grow_as_it_says_is_run_in_full(monkeypatch):
     skeleton = skeleton_of(config_of("llama"))
     expected = mt.kv_cache_bytes(skeleton, 300)

@@ -158,6 +158,17 @@ def test_a_step_can_be_measured_for_many_architectures(kind):
     assert row["optimizer_bytes"] == 2 * weights
 
 
+def test_a_method_that_cannot_be_measured_says_why():
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("rwkv", vocab_size=260, hidden_size=64, num_hidden_layers=2, dtype="bfloat16")
+    table = compare_training(config, tokens=8, batch=1)
+    assert len(table) == 8
+    unknown = table[table["peak_bytes"].isna()]
+    assert unknown["note"].str.contains("without weights|PEFT refuses").all()
+    assert mt.plot_training(table).texts
+
+
 def test_what_makes_no_sense_is_refused(toy):
     with pytest.raises(mt.ModelError, match="give an adapter"):
         mt.plan_training(toy, None, tokens=8, quantized=True)
