@@ -51,7 +51,8 @@ from base_model.tokenizer import token_table, tokenizer_facts
 
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "check_plans", "compare_runs",
-    "compare_training", "default_adapters", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count",
+    "compare_training", "default_adapters", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes",
+    "format_count",
     "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points",
     "kv_cache_bytes", "list_files", "load_model", "open_model", "plan_adapters", "plan_inference", "plan_training",
     "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_memory", "plot_parameters",
