@@ -16,28 +16,30 @@ from pathlib import Path
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
-from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
+from base_model.charts import plot_components, plot_layers, plot_parameters, plot_storage, save_chart
 from base_model.checks import run_checks
 from base_model.download import remove_leftovers
 from base_model.files import describe_file, tree_lines
-from base_model.generation import (
-    Generation,
-    available_devices,
-    generate_manually,
-    generate_with_pipeline,
-    load_model,
-)
+from base_model.generation import generate_manually, generate_with_pipeline, load_and_run
+from base_model.limits import limits_in_words, memory_bandwidth, speed_limit
+from base_model.loading import available_devices, load_model
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
-from base_model.report import compare_runs, readable, takeaways, to_markdown
+from base_model.report import compare_runs, readable, run_conditions, takeaways, to_markdown
+from base_model.run_charts import plot_limits, plot_runs
+from base_model.served import generate_served
 from base_model.tensors import tensor_table
+from base_model.timing import Generation
 from base_model.tokenizer import token_table, tokenizer_facts
+from base_model.trust import agreement, check_runs
 
 __all__ = [
-    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
-    "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "open_model",
-    "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
-    "readable", "remove_leftovers", "run_both", "save_chart", "show_tokens", "takeaways", "to_markdown",
+    "Generation", "ModelError", "ModelWarning", "agreement", "available_devices", "check_model", "check_runs",
+    "compare_runs", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count",
+    "generate_manually", "generate_served", "generate_with_pipeline", "group_parameters", "hub_facts",
+    "limits_in_words", "list_files", "load_model", "memory_bandwidth", "open_model", "plot_components",
+    "plot_layers", "plot_limits", "plot_parameters", "plot_runs", "plot_storage", "read_tensors", "readable",
+    "remove_leftovers", "run_both", "run_conditions", "save_chart", "show_tokens", "speed_limit", "takeaways",
+    "to_markdown",
 ]  # fmt: skip
 
 
@@ -209,7 +211,9 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 
 
 def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
-    """Load a local model once and run both methods on it, printing what they answer; `device` may be "accelerator".
+    """Load a local model once, run both methods on it, print their answers as they come, and free the model.
+
+    `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps what was said.
 
     An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
     """
@@ -221,11 +225,7 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
     if device == "accelerator" and len(devices) == 1:
         print("Skipped: this machine has no accelerator (Apple MPS or CUDA).")
         return []
-    loaded = load_model(folder, devices[-1] if device == "accelerator" else device)
-    runs = [generate(*loaded, prompt, max_new_tokens) for generate in (generate_with_pipeline, generate_manually)]
-    for run in runs:
-        print(f"{run.method}, {run.device}: {run.text}")
-    return runs
+    return load_and_run(folder, devices[-1] if device == "accelerator" else device, prompt, max_new_tokens)
 
 
 def main() -> None:
