@@ -158,7 +158,7 @@ def _facts(model: Any) -> dict[str, Any]:
 
 
 def _untimed(model: Any, run: Pass) -> dict[str, Any]:
-    """What is looked up after the clock has stopped: the bytes that a token half-way needs, the first tokens' scores."""
+    """What is looked up after the clock has stopped: the bytes that a token needs half-way, and the first scores."""
     context = len(run.prompt_ids) + len(run.token_ids) // 2
     return {"bytes_per_token": bytes_per_token(model, context), "first_logits": _first_logits(model, run)}
 

@@ -40,7 +40,7 @@ def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: floa
         times = _rounds(matrices, vector, seconds)
     except (RuntimeError, AttributeError, MemoryError, TypeError) as error:
         raise ModelError(
-            f"The bandwidth of {device} in {dtype} cannot be measured: {error}. Free some memory."
+            f"The bandwidth of {device} in {dtype} cannot be measured: {brief(error)}. Free some memory."
         ) from error
     return sum(matrix.nbytes for matrix in matrices) / min(times)
 

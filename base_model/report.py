@@ -162,6 +162,6 @@ def _on_limit(limits: pd.DataFrame) -> str:
     best = limits.loc[limits["share"].idxmax()]
     return (
         f"**The limit.** {_escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
-        f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of which "
-        f"{best['method']} reaches {best['share']:.0%}."
+        f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "
+        f"which {best['method']} reaches {best['share']:.0%}."
     )

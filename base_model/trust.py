@@ -1,4 +1,4 @@
-"""Do the runs agree? Two methods on one device must; an accelerator is held against the CPU: some are silently wrong."""
+"""Do the runs agree? Two methods on one device must; an accelerator is compared with the CPU, lest it be wrong."""
 
 from collections.abc import Sequence
 
