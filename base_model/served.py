@@ -78,11 +78,13 @@ def _listen(chunks: Iterable[Any], show: bool) -> tuple[str, list[float], Any]:
 def _told(error: Exception, url: str, name: str, timeout: float) -> ModelError:
     """What went wrong between here and the server, and the next step."""
     from huggingface_hub import InferenceTimeoutError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
     if isinstance(error, ModelError):
         return error
+    if isinstance(error, OfflineModeIsEnabled):
+        return ModelError(f"{url} was not asked: the Hub's client is told to stay offline; unset HF_HUB_OFFLINE.")
     if isinstance(error, InferenceTimeoutError | httpx.TimeoutException):
         return ModelError(
             f"{url} gave no sign for {timeout:g} s. Try again with a larger `timeout`; it may be loading."
