@@ -96,15 +96,23 @@ def _visited_share(config: Any) -> float:
     return visited / count if count and visited else math.nan
 
 
-def kv_cache_read(model: Any, context: int) -> int:
-    """The bytes of the cache after `context` tokens, by the architecture's own code, without weights or memory."""
+def kv_cache_read(model: Any, context: int) -> float:
+    """The bytes of the cache after `context` tokens, by the architecture's own code, without weights or memory.
+
+    NaN for an architecture that cannot run on the meta device. The twin is in bfloat16, which all kernels know there;
+    what it caches in that dtype the model caches in its own.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"), torch.inference_mode():
-        twin: Any = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
-        cache = twin(input_ids=torch.zeros(1, context, dtype=torch.long), use_cache=True).past_key_values
-    return sum(tensor.nbytes for tensor in _tensors(cache))
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            twin: Any = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16).eval()
+            cache = twin(input_ids=torch.zeros(1, context, dtype=torch.long), use_cache=True).past_key_values
+    except Exception:  # each architecture fails in its own way; a missing limit is no reason to lose a measured run
+        return math.nan
+    sizes = {torch.bfloat16: model.dtype.itemsize}
+    return sum(tensor.numel() * sizes.get(tensor.dtype, tensor.itemsize) for tensor in _tensors(cache))
 
 
 def _tensors(cache: Any) -> list[Any]:

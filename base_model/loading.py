@@ -138,7 +138,11 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str, 
 def _move(model: Any, device: str) -> Any:
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # how torch says that a device is full, or cannot do a dtype
+    except (
+        RuntimeError,
+        AssertionError,
+        MemoryError,
+    ) as error:  # how torch says that a device is full, or cannot do a dtype
         if out_of_memory(error):
             raise memory_error(error, "load the model", device) from error
         raise ModelError(
