@@ -142,7 +142,7 @@ def _move(model: Any, device: str) -> Any:
         RuntimeError,
         AssertionError,
         MemoryError,
-    ) as error:  # how torch says that a device is full, or cannot do a dtype
+    ) as error:  # the device is full, or cannot do a dtype
         if out_of_memory(error):
             raise memory_error(error, "load the model", device) from error
         raise ModelError(

@@ -7,10 +7,16 @@ import pytest
 import torch
 
 import model_tools as mt
-from base_model import limits
+from base_model import limits, loading
 from base_model.limits import bytes_per_token, kv_cache_read
 
 PROMPT = "Hello"
+
+
+@pytest.fixture(autouse=True)
+def known_template(monkeypatch):
+    """The toy's template is tame; to try it out again at every load would take most of the time."""
+    monkeypatch.setattr(loading, "require_tame_template", lambda tokenizer: None)
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,15 @@ METHODS = [mt.generate_with_pipeline, mt.generate_manually]
 PROMPT = "Hello, who or what are you?"
 
 
+@pytest.fixture(autouse=True)
+def known_template(monkeypatch):
+    """The toy's template is tame; to try it out again at every load would take most of the time."""
+    monkeypatch.setattr(loading, "require_tame_template", lambda tokenizer: None)
+
+
 @pytest.fixture(scope="module")
 def loaded(toy):
     return mt.load_model(toy)
-
-
-@pytest.fixture
-def bfloat16_toy(toy):
-    return mt.load_model(toy, dtype="bfloat16")
 
 
 def interrupt_at(monkeypatch, arrival, run=1):
