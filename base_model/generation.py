@@ -139,7 +139,8 @@ def _passes(
                 raise
             return passes, True
         finally:
-            use_onednn(True)  # an interrupt passes by the hook that would do this
+            if getattr(model, "one_token_kernel", "") == "torch":
+                use_onednn(True)  # an interrupt passes by the hook that would do this
     return passes, False
 
 

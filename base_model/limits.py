@@ -50,7 +50,7 @@ def _rounds(matrices: list[Any], vector: Any, seconds: float) -> list[float]:
     import torch
 
     times: list[float] = []
-    on_cpu, end = vector.device.type == "cpu", time.perf_counter() + seconds
+    before, on_cpu, end = torch.backends.mkldnn.enabled, vector.device.type == "cpu", time.perf_counter() + seconds
     try:
         while len(times) < 5 or time.perf_counter() < end:
             use_onednn(not (on_cpu and len(times) % 2))
@@ -61,7 +61,7 @@ def _rounds(matrices: list[Any], vector: Any, seconds: float) -> list[float]:
                 torch.accelerator.synchronize(vector.device)
             times.append(time.perf_counter() - start)
     finally:
-        use_onednn(True)
+        use_onednn(bool(before))
     return times[1:]
 
 
