@@ -2,6 +2,7 @@
 # make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct [DOWNLOAD=no]
 # make lab        open the notebook in JupyterLab
 # make test       lint, types, tests
+# make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
 # make refresh    renew the committed notebook outputs and the pictures in charts/
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -23,7 +24,7 @@ EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 	--KernelManager.transport=ipc --KernelManager.ip="$$(mktemp -u)-kernel" --log-level=WARN --output-dir
 
-.PHONY: demo demo-model notebook lab test refresh
+.PHONY: demo demo-model notebook lab test benchmark refresh
 
 demo: $(DEMO_RUN)
 	@echo
@@ -47,6 +48,10 @@ test: $(TEST_READY) demo-model
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+benchmark: $(TEST_READY) demo-model
+	$(BIN)/python -m tests.benchmark
+	$(BIN)/python -m tests.benchmark_generation
 
 refresh: $(TEST_READY) $(DEMO_RUN)
 	$(BIN)/python -m tests.refresh $(DEMO_RUN)

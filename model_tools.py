@@ -29,35 +29,36 @@ from base_model import (
 )
 from base_model import adapters as adapter_room
 from base_model.architecture import read_architecture, skeleton_of
-from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
+from base_model.charts import plot_components, plot_layers, plot_parameters, plot_storage, save_chart
 from base_model.checks import run_checks
 from base_model.download import remove_leftovers
 from base_model.files import describe_file, tree_lines
-from base_model.generation import (
-    Generation,
-    available_devices,
-    generate_manually,
-    generate_with_pipeline,
-    load_model,
-)
+from base_model.generation import generate_manually, generate_with_pipeline, load_and_run
+from base_model.limits import limits_in_words, memory_bandwidth, speed_limit
+from base_model.loading import available_devices, load_model
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
 from base_model.machine import this_machine
 from base_model.plan_charts import plot_adapters, plot_insertion, plot_memory, plot_training
 from base_model.plans import kv_cache_bytes
 from base_model.published import check_plans
-from base_model.report import compare_runs, readable, takeaways, to_markdown
+from base_model.report import compare_runs, readable, run_conditions, takeaways, to_markdown
+from base_model.run_charts import plot_limits, plot_runs
+from base_model.served import generate_served
 from base_model.tensors import group_parameters, tensor_table, without_collector
+from base_model.timing import Generation
 from base_model.tokenizer import token_table, tokenizer_facts
+from base_model.trust import agreement, check_runs
 
 __all__ = [
-    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "check_plans", "compare_runs",
-    "compare_training", "default_adapters", "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes",
-    "format_count",
-    "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points",
-    "kv_cache_bytes", "list_files", "load_model", "open_model", "plan_adapters", "plan_inference", "plan_training",
-    "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_memory", "plot_parameters",
-    "plot_runs", "plot_storage", "plot_training", "read_tensors", "readable", "remove_leftovers", "run_both",
-    "save_chart", "show_tokens", "skeleton", "takeaways", "this_machine", "to_markdown",
+    "Generation", "ModelError", "ModelWarning", "agreement", "available_devices", "check_model", "check_plans",
+    "check_runs", "compare_runs", "compare_training", "default_adapters", "describe_tokenizer", "directory_tree",
+    "fetch_model", "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline",
+    "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes", "limits_in_words", "list_files",
+    "load_model", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference", "plan_training",
+    "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_limits", "plot_memory",
+    "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_tensors", "readable", "remove_leftovers",
+    "run_both", "run_conditions", "save_chart", "show_tokens", "skeleton", "speed_limit", "takeaways", "this_machine",
+    "to_markdown",
 ]  # fmt: skip
 
 
@@ -275,7 +276,9 @@ def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> p
 
 
 def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
-    """Load a local model once and run both methods on it, printing what they answer; `device` may be "accelerator".
+    """Load a local model once, run both methods on it, print their answers as they come, and free the model.
+
+    `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps what was said.
 
     An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
     """
@@ -287,11 +290,7 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
     if device == "accelerator" and len(devices) == 1:
         print("Skipped: this machine has no accelerator (Apple MPS or CUDA).")
         return []
-    loaded = load_model(folder, devices[-1] if device == "accelerator" else device)
-    runs = [generate(*loaded, prompt, max_new_tokens) for generate in (generate_with_pipeline, generate_manually)]
-    for run in runs:
-        print(f"{run.method}, {run.device}: {run.text}")
-    return runs
+    return load_and_run(folder, devices[-1] if device == "accelerator" else device, prompt, max_new_tokens)
 
 
 def main() -> None:

@@ -117,24 +117,6 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
-    ax = new_axes(ax, 1.6 + 0.45 * len(table))
-    speeds = table["tokens_per_s"].fillna(0)
-    ax.barh(range(len(table)), speeds, color=NEUTRAL)
-    name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
-    label_bars(ax, speeds, [_run_label(run) for run in table.itertuples()])
-    ax.set_title("Speed: decoding, and the wait for the first token", loc="left", pad=12)
-    ax.set(xlabel="decoding speed (tokens/s)")
-    return ax
-
-
-def _run_label(run: Any) -> str:
-    speed = "n/a" if pd.isna(run.tokens_per_s) else f"{run.tokens_per_s:.1f} tokens/s"
-    wait = "n/a" if pd.isna(run.first_token_s) else f"{run.first_token_s:.2f} s"
-    return f"{speed}, first token {wait}"
-
-
 def _by_component(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
     """Parameters: one row per group, one column per component that occurs, in the fixed order."""
     table = tensors.pivot_table(index=by, columns="component", values="parameters", aggfunc="sum", fill_value=0)

@@ -53,8 +53,10 @@ def _accelerators() -> list[tuple[str, str, int, int]]:
 
 
 def usable_bytes(device: str) -> int:
-    """What is free on a device of `this_machine`; "cuda" is the first of them."""
+    """What is free on a device of `this_machine`; "cuda" is the first of them, "auto" all of them together."""
     table = this_machine().set_index("device")["usable_bytes"]
+    if device == "auto":
+        return int(table.sum())
     return int(table[device] if device in table else table[f"{device}:0"])
 
 

@@ -6,22 +6,44 @@ from typing import Any
 import pandas as pd
 
 from base_model import format_bytes, format_count, format_share, visible
-from base_model.generation import Generation
+from base_model.timing import Generation
 
-RUN_COLUMNS = ("method", "device", "dtype", "prompt_tokens", "new_tokens", "first_token_s", "total_s", "tokens_per_s")
+RUN_COLUMNS = (
+    "method", "device", "dtype", "prompt_tokens", "new_tokens", "runs", "first_token_s", "prefill_tokens_per_s",
+    "tokens_per_s", "spread", "total_s",
+)  # fmt: skip
+CONDITIONS = ("device", "dtype", "attention", "threads", "kernel", "load_first_token_s", "peak_bytes")
+PACKAGES = ("torch", "transformers")
 
 
 def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
-    """One row per run, in the order given.
+    """One row per run, in the order given; figures are medians, NaN where there is none.
 
-    Columns: `method`, `device`, `dtype`, `prompt_tokens`, `new_tokens`, `first_token_s`, `total_s`, `tokens_per_s`
-    (seconds and tokens per second; NaN where there is no figure), `same_tokens` (as the first run on that device).
+    Columns: `method`, `device`, `dtype`, `prompt_tokens`, `new_tokens`, `runs` (timed), `first_token_s`,
+    `prefill_tokens_per_s` (prompt), `tokens_per_s` (decoding), `spread` (of that: fastest less slowest, as a share),
+    `total_s`, `same_tokens` (as the first run on that device; <NA> where a server does not tell them).
     """
     runs = list(runs)
     table = pd.DataFrame([[getattr(run, name) for name in RUN_COLUMNS] for run in runs], columns=list(RUN_COLUMNS))
     first = {run.device: run.token_ids for run in reversed(runs)}
-    table["same_tokens"] = pd.Series([run.token_ids == first[run.device] for run in runs], dtype=bool)
+    same = [run.token_ids == first[run.device] if run.token_ids or not run.new_tokens else pd.NA for run in runs]
+    table["same_tokens"] = pd.Series(same, dtype="boolean")
     return table
+
+
+def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
+    """What the figures of `compare_runs` depend on, one row per device and dtype, with the choices that were made.
+
+    Columns: `device`, `dtype`, `attention`, `threads`, `kernel` (of one-token passes on the CPU: "torch" or "oneDNN",
+    whichever was measured to be faster), `load_first_token_s` (loading and the first token: on the CPU the weights are
+    read from the disk only when they are used), `peak_bytes` (on CUDA), and the versions of `torch` and `transformers`.
+    """
+    from importlib.metadata import version
+
+    first = {(run.device, run.dtype): run for run in reversed([run for run in runs if run.threads])}
+    rows = [[getattr(run, name) for name in CONDITIONS] for run in reversed(first.values())]
+    table = pd.DataFrame(rows, columns=list(CONDITIONS))
+    return table.assign(**{package: version(package) for package in PACKAGES})
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -37,7 +59,7 @@ def _in_words(column: str, value: Any) -> str:
         return "–" if column in ("parameters", "layer") else "n/a"
     if column in ("size", "bytes") or column.endswith("_bytes"):
         return format_bytes(int(value))
-    if column == "share":
+    if column in ("share", "spread"):
         return format_share(value)
     if column == "difference":
         return f"{value:+.1%}" if value else "none"
@@ -74,10 +96,16 @@ def _escape(name: str) -> str:
     return "".join("\\" + character if character in "\\|`*[]$" else character for character in name)
 
 
-def takeaways(files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """What this run has shown, as a Markdown list, from `list_files`, `read_tensors` and `compare_runs`."""
+def takeaways(
+    files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame, limits: pd.DataFrame | None = None
+) -> str:
+    """What this run has shown, as a Markdown list, from `list_files`, `read_tensors`, `compare_runs`, `speed_limit`."""
     points = [_on_storage(files), _on_parameters(tensors), _on_components(tensors), _on_layers(tensors)]
-    points += [_on_device(device, group) for device, group in runs.groupby("device", sort=False)]
+    points += [_on_device(str(device), group) for device, group in runs.groupby("device", sort=False)]
+    if runs["tokens_per_s"].notna().any():
+        points.append(_on_fastest(runs))
+    if limits is not None and limits["share"].notna().any():
+        points.append(_on_limit(limits))
     return "\n".join(f"- {point}" for point in points)
 
 
@@ -120,4 +148,25 @@ def _on_device(device: str, runs: pd.DataFrame) -> str:
         f"{run.method} {_figure(run.tokens_per_s)} tokens/s after {_figure(run.first_token_s)} s"
         for run in runs.itertuples()
     )
-    return f"**On {device}.** {speeds}; {same}."
+    return f"**On {_escape(device)}.** {speeds}; {same}."
+
+
+def _on_fastest(runs: pd.DataFrame) -> str:
+    """The winner, unless it won by less than the runs of one method differ among themselves."""
+    ranked = runs.dropna(subset=["tokens_per_s"]).sort_values("tokens_per_s", ascending=False, kind="stable")
+    best = ranked.iloc[0]
+    noise = max(ranked["spread"].max(), 0.02)  # NaN from a single run counts as this little
+    close = ranked.iloc[1:][ranked["tokens_per_s"].iloc[1:] > best["tokens_per_s"] * (1 - noise)]
+    where = f"{best['method']} on {_escape(best['device'])} in {best['dtype']}"
+    others = ", ".join(f"{run.method} on {_escape(run.device)}" for run in close.itertuples())
+    verdict = f", no clear winner over {others}: that is within the spread of the runs" if others else ""
+    return f"**Fastest.** {where}, {_figure(best['tokens_per_s'])} tokens/s{verdict}."
+
+
+def _on_limit(limits: pd.DataFrame) -> str:
+    best = limits.loc[limits["share"].idxmax()]
+    return (
+        f"**The limit.** {_escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
+        f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "
+        f"which {best['method']} reaches {best['share']:.0%}."
+    )

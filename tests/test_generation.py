@@ -180,7 +180,8 @@ def test_compare_runs_columns_and_disagreement(loaded):
     other = mt.generate_manually(*loaded, "Something else", 5)
     table = mt.compare_runs([run, other])
     assert list(table.columns) == [
-        "method", "device", "dtype", "prompt_tokens", "new_tokens", "first_token_s", "total_s", "tokens_per_s", "same_tokens",
+        "method", "device", "dtype", "prompt_tokens", "new_tokens", "runs", "first_token_s", "prefill_tokens_per_s",
+        "tokens_per_s", "spread", "total_s", "same_tokens",
     ]  # fmt: skip
     assert list(table["same_tokens"]) == [True, False]
     assert list(mt.readable(table)["same_tokens"]) == ["yes", "no"]

@@ -1,0 +1,142 @@
+"""Method 3, against transformers' own server and against one that misbehaves."""
+
+import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from huggingface_hub import constants
+
+import model_tools as mt
+from tests.child import environment
+from tests.openai_stand_in import OpenAIStandIn
+
+PROMPT = "What is the capital of France?"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """The client refuses even loopback when it is told to stay offline, as it is in the other tests."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture(scope="module")
+def served(demo, tmp_path_factory):
+    """The URL of `transformers serve` with the demo model, up; it is ended with the tests of this file."""
+    url, home = f"http://127.0.0.1:{(port := free_port())}", tmp_path_factory.mktemp("serve")
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(demo)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with (home / "log").open("w") as log:
+        variables = environment("http://127.0.0.1:9", home, HF_HUB_OFFLINE="1")
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_until_up(process, f"{url}/health", home / "log")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_up(process, url, log, seconds=90.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"transformers serve is not up after {seconds} s: {log.read_text()}")
+
+
+def test_transformers_serve_gives_the_manual_answer(served, demo, capsys):
+    run = mt.generate_served(served, str(demo), PROMPT, 8, stream=True)
+    manual = mt.generate_manually(*mt.load_model(demo), PROMPT, 8, runs=1)
+    assert "Paris" in run.text
+    assert capsys.readouterr().out.splitlines()[0] == run.text
+    assert (run.prompt_tokens, run.new_tokens) == (manual.prompt_tokens, manual.new_tokens)
+    assert (run.method, run.device, run.token_ids, run.runs) == ("served", served, (), 3)
+    assert 0 < run.first_token_s < run.total_s
+    assert run.tokens_per_s > 0
+    checks = mt.check_runs([manual, run])
+    assert list(checks["check"]) == [f"{served}: prompt tokens, as cpu"]
+    assert checks["match"].all()
+
+
+def test_transformers_serve_does_not_know_another_name(served):
+    with pytest.raises(mt.ModelError, match=r"refused 'no/such-model' \(400\).*/v1/models"):
+        mt.generate_served(f"{served}/v1/", "no/such-model", PROMPT, 4)
+
+
+def test_the_tables_take_a_served_run():
+    with OpenAIStandIn() as server:
+        run = mt.generate_served(server.url, "toy", PROMPT, 3, runs=2)
+    assert (run.text, run.prompt_tokens, run.new_tokens, run.runs) == ("Hello there.", 7, 3, 2)
+    table = mt.compare_runs([run])
+    assert mt.readable(table).loc[0, "same_tokens"] == "n/a"
+    limits = mt.speed_limit([run])
+    assert math.isnan(limits.loc[0, "share"])
+    assert "limit not known" in [text.get_text() for text in mt.plot_limits(limits).texts]
+    assert mt.limits_in_words(limits) == "No limit is known for these runs."
+    assert mt.run_conditions([run]).empty
+
+
+def test_what_is_sent_is_like_for_like_and_no_secret(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with OpenAIStandIn() as server:
+        mt.generate_served(server.url, "toy", PROMPT, 9, runs=1)
+        mt.generate_served(server.url, "toy", PROMPT, 9, runs=1, token="for-the-server")
+    path, _, body = server.requests[1]
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [{"role": "user", "content": PROMPT}]
+    assert (body["model"], body["max_tokens"], body["temperature"], body["stream"]) == ("toy", 9, 0.0, True)
+    assert not any("hf_secret" in value for _, headers, _ in server.requests for value in headers.values())
+    assert "Bearer for-the-server" in server.requests[3][1].values()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("unknown", r"refused 'toy' \(404\): .*The answer is unknown.*/v1/models"),
+        ("locked", r"refused 'toy' \(401\).*`token`"),
+        ("silent", r"no sign for 0\.5 s.*timeout"),
+        ("html", "not answer as an OpenAI-compatible server"),
+        ("uncounted", "without `usage`"),
+        ("broken", "the GPU fell off"),
+        ("cut", "cannot be reached|not answer"),
+    ],
+)
+def test_a_faulty_server_is_told_with_its_address(fault, words):
+    with OpenAIStandIn(fault) as server, pytest.raises(mt.ModelError, match=words) as caught:
+        mt.generate_served(server.url, "toy", PROMPT, 3, timeout=0.5)
+    assert f"{server.url}/v1" in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [f"http://127.0.0.1:{free_port()}", "http://[", "nonsense"])
+def test_no_server_at_all(address):
+    with pytest.raises(mt.ModelError, match=r"cannot be reached|not answer|no address"):
+        mt.generate_served(address, "toy", PROMPT, 3, timeout=2)
+
+
+def test_offline_is_told(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(mt.ModelError, match="unset HF_HUB_OFFLINE"):
+        mt.generate_served("http://127.0.0.1:9", "toy", PROMPT, 3)
+
+
+def test_nothing_to_generate_is_refused():
+    with pytest.raises(mt.ModelError, match="at least 1"):
+        mt.generate_served("http://127.0.0.1:9", "toy", PROMPT, 0)
