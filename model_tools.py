@@ -29,15 +29,16 @@ from base_model.generation import (
 )
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
 from base_model.report import compare_runs, readable, takeaways, to_markdown
-from base_model.tensors import tensor_table
-from base_model.tokenizer import token_table, tokenizer_facts
+from base_model.tensors import group_parameters, tensor_table
+from base_model.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
 
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
-    "describe_tokenizer", "directory_tree", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model", "open_model",
-    "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
-    "readable", "remove_leftovers", "run_both", "save_chart", "show_tokens", "takeaways", "to_markdown",
+    "describe_tokenizer", "directory_tree", "draw_tokens", "fetch_model", "format_bytes", "format_count",
+    "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model",
+    "open_model", "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
+    "readable", "remove_leftovers", "run_both", "save_chart", "show_prompt", "show_tokens", "takeaways",
+    "to_markdown",
 ]  # fmt: skip
 
 
@@ -167,21 +168,6 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
-
-    Index: the groups, largest first for components and dtypes, in order for files and layers.
-    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
-    a quantisation keeps beside the weights; NaN for a group without parameters).
-    """
-    if by not in ("file", "component", "layer", "dtype"):
-        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
-    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
-    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
-    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
-    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
-
-
 def check_model(model: str | Path) -> pd.DataFrame:
     """Every number that the folder states twice, compared; one row each.
 
@@ -190,19 +176,6 @@ def check_model(model: str | Path) -> pd.DataFrame:
     Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
     """
     return pd.DataFrame(run_checks(folder_of(model)))
-
-
-# --- Its tokenizer -------------------------------------------------------------------------------------------
-
-
-def describe_tokenizer(model: str | Path) -> pd.DataFrame:
-    """Facts about the tokenizer: vocabulary, special tokens with their ids, chat template; columns `fact`, `value`."""
-    return tokenizer_facts(folder_of(model, with_tokenizer=True))
-
-
-def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
-    """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
-    return token_table(folder_of(model, with_tokenizer=True), text)
 
 
 # --- A first run ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import COMPONENTS
+from base_model import COMPONENTS, ModelError
 from base_model.counting import logical_parameters
 from base_model.headers import Header
 
@@ -49,6 +49,21 @@ def tensor_table(headers: dict[str, Header], config: dict[str, Any]) -> pd.DataF
     )
     table["parameters"] = logical_parameters(table, config)
     return table[list(COLUMNS)]
+
+
+def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
+
+    Index: the groups, largest first for components and dtypes, in order for files and layers.
+    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
+    a quantisation keeps beside the weights; NaN for a group without parameters).
+    """
+    if by not in ("file", "component", "layer", "dtype"):
+        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
+    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
+    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
+    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
+    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
 
 
 def _joined(headers: dict[str, Header], column: str) -> list[Any]:
