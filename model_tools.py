@@ -5,19 +5,26 @@ Everything a reader needs is here: `import model_tools as mt`. `model` is always
 this module joins them. Importing it loads neither torch nor transformers nor matplotlib.
 """
 
-import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
-from base_model.charts import plot_components, plot_layers, plot_parameters, plot_runs, plot_storage, save_chart
+from base_model.charts import (
+    plot_components,
+    plot_layers,
+    plot_models,
+    plot_parameters,
+    plot_runs,
+    plot_storage,
+    save_chart,
+)
 from base_model.checks import run_checks
+from base_model.comparison import model_table
 from base_model.download import remove_leftovers
 from base_model.files import describe_file, tree_lines
 from base_model.generation import (
@@ -28,17 +35,18 @@ from base_model.generation import (
     load_model,
 )
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
-from base_model.report import compare_runs, readable, takeaways, to_markdown
-from base_model.tensors import group_parameters, tensor_table
+from base_model.report import compare_runs, markdown_table, readable, takeaways, to_markdown
+from base_model.summary import read_report, save_report
+from base_model.tensors import group_parameters, tensor_table, without_collector
 from base_model.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
 
 __all__ = [
-    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_runs",
-    "describe_tokenizer", "directory_tree", "draw_tokens", "fetch_model", "format_bytes", "format_count",
-    "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "list_files", "load_model",
-    "open_model", "plot_components", "plot_layers", "plot_parameters", "plot_runs", "plot_storage", "read_tensors",
-    "readable", "remove_leftovers", "run_both", "save_chart", "show_prompt", "show_tokens", "takeaways",
-    "to_markdown",
+    "Generation", "ModelError", "ModelWarning", "available_devices", "check_model", "compare_models",
+    "compare_runs", "describe_tokenizer", "directory_tree", "draw_tokens", "fetch_model", "format_bytes",
+    "format_count", "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "list_files",
+    "load_model", "markdown_table", "open_model", "plot_components", "plot_layers", "plot_models",
+    "plot_parameters", "plot_runs", "plot_storage", "read_report", "read_tensors", "readable", "remove_leftovers",
+    "run_both", "save_chart", "show_prompt", "show_tokens", "takeaways", "to_markdown", "write_report",
 ]  # fmt: skip
 
 
@@ -152,20 +160,8 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     Raises ModelError for a header that is not valid or a file that is not whole.
     """
     folder = folder_of(model)
-    with _without_collector():
+    with without_collector():
         return tensor_table(checkpoint.model_headers(folder), checkpoint.read_config(folder))
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the search for reference cycles: 100,000 tensors make none, and it would take an eighth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def check_model(model: str | Path) -> pd.DataFrame:
@@ -199,6 +195,32 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
     for run in runs:
         print(f"{run.method}, {run.device}: {run.text}")
     return runs
+
+
+# --- The result: side by side, and as files ------------------------------------------------------------------
+
+
+def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
+    """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
+
+    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
+    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    """
+    models = [models] if isinstance(models, str | Path) else list(models)
+    return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
+
+
+def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.DataFrame] | None = None) -> Path:
+    """Save what was found in `folder`: report.json (with versions, commit and units), report.md and the charts.
+
+    `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
+    """
+    more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
+    tables = {"model": compare_models([model]), "files": files}
+    tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
+    tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
+    about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
+    return save_report(Path(folder).expanduser(), about, tables, tensors)
 
 
 def main() -> None:

@@ -30,6 +30,19 @@ def _axes(ax: "Axes | None", height: float) -> "Axes":
     return ax
 
 
+def _title(ax: "Axes", words: str) -> None:
+    """What the chart says, in one line, which is its text for whoever cannot see it."""
+    ax.set_title(words, loc="left", pad=12)
+
+
+def _layers_in_words(layers: pd.Series) -> str:
+    """`28 layers of 100,669,440 (~100.7 M) each`, or from the smallest to the largest."""
+    if layers.empty:
+        return "no layer is known by its name"
+    each = f" to {format_count(layers.max())}" if layers.nunique() > 1 else ""
+    return f"{len(layers)} layers of {format_count(layers.min())}{each} each"
+
+
 def _rows_height(rows: int, each: float) -> float:
     """The inches for some rows of bars: `each` for a few, and as little as a line of text takes for hundreds."""
     return rows * max(0.19, min(each, 8 / max(rows, 1)))
@@ -65,7 +78,9 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(files)), sizes, color=NEUTRAL)
     _rows(ax, files["file"])
     _label(ax, sizes, map(format_bytes, files["size"]))
-    ax.set_title(f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files", loc="left", pad=12)
+    weights = files.loc[files["parameters"].notna(), "size"].sum() / max(files["size"].sum(), 1)
+    words = f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files, {format_share(weights)} of it weights"
+    _title(ax, words)
     ax.set(xlabel=f"size ({unit})")
     return ax
 
@@ -79,7 +94,7 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _stack(ax.barh, range(len(table)), table / scale, "left")
     _rows(ax, table.index)
     _label(ax, totals / scale, map(format_count, totals))
-    ax.set_title(f"Parameters per file: {format_count(totals.sum())} in all", loc="left", pad=12)
+    _title(ax, f"Parameters per file: {format_count(totals.sum())} in all")
     ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
     return ax
@@ -95,7 +110,8 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     shares = totals / max(totals.sum(), 1)
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
     _label(ax, totals / scale, labels)
-    ax.set_title("Parameters by component", loc="left", pad=12)
+    largest = ", ".join(f"{name} {format_share(share)}" for name, share in shares.head(3).items())
+    _title(ax, f"Parameters by component: {largest}")
     ax.set(xlabel=f"parameters ({unit})")
     return ax
 
@@ -111,8 +127,23 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
     ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
-    ax.set_title("Parameters by layer, and outside of all layers", loc="left", pad=12)
+    _title(ax, f"Parameters by layer: {_layers_in_words(table.drop(outside, errors='ignore').sum(axis=1))}")
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
+    _legend(ax)
+    return ax
+
+
+def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the parameters of each model of `compare_models`, split by component; labels with what is stored."""
+    parts = {name: table["parameters"] * table[f"{name}_share"] for name in COMPONENTS if table[f"{name}_share"].any()}
+    ax = _axes(ax, 2 + _rows_height(len(table), 0.5))
+    unit, scale = _unit(table["parameters"].max())
+    _stack(ax.barh, range(len(table)), pd.DataFrame(parts) / scale, "left")
+    _rows(ax, table.index)
+    sizes = zip(table["parameters"], table["bytes"], strict=True)
+    _label(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
+    _title(ax, "Parameters of each model, and bytes as stored")
+    ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
     return ax
 
@@ -124,7 +155,7 @@ def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(table)), speeds, color=NEUTRAL)
     _rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
     _label(ax, speeds, [_run_label(run) for run in table.itertuples()])
-    ax.set_title("Speed: decoding, and the wait for the first token", loc="left", pad=12)
+    _title(ax, "Speed: decoding, and the wait for the first token")
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax
 

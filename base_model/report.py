@@ -1,5 +1,6 @@
 """Numbers to words: tables for people, the README's table, and what a run has shown."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,11 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
-    return table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
+    return _words(table).apply(lambda column: column.str.replace("$", "\\$"))
+
+
+def _words(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)).astype("str"))
 
 
 def _in_words(column: str, value: Any) -> str:
@@ -34,17 +39,33 @@ def _in_words(column: str, value: Any) -> str:
         return "–" if column in ("parameters", "layer") else "n/a"
     if column in ("size", "bytes") or column.endswith("_bytes"):
         return format_bytes(int(value))
-    if column == "share":
+    if column == "share" or column.endswith("_share"):
         return format_share(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return _figure(value)
-    return (
-        f"{value:,}"
-        if pd.api.types.is_integer(value) and column != "layer"
-        else visible(str(value)).replace("$", "\\$")
-    )
+    return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Any table as Markdown, in the words of `readable`, nothing cut off; numbers to the right, the index if named.
+
+    A table of six times as many columns as rows stands upright, one line per column. In a notebook:
+    `Markdown(markdown_table(table))`.
+    """
+    table = table.reset_index() if table.index.name else table
+    lines = [list(map(str, table)), *_words(table).to_numpy().tolist()]
+    rules = ["---:" if _is_number(table[name]) else "---" for name in table]
+    if len(table) and len(rules) >= 6 * len(table):
+        lines, rules = [list(line) for line in zip(*lines, strict=True)], ["---", *["---:"] * len(table)]
+    lines = [[escape(cell) for cell in line] for line in lines]
+    lines.insert(1, rules)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def _figure(value: float) -> str:
@@ -59,14 +80,15 @@ def to_markdown(files: pd.DataFrame) -> str:
     lines = ["| file | size | parameters | description |", "|---|---|---|---|"]
     for file, size, parameters, description in files.itertuples(index=False):
         count = "–" if pd.isna(parameters) else format_count(parameters)
-        lines.append(f"| {_escape(file)} | {format_bytes(size)} | {count} | {description} |")
+        lines.append(f"| {escape(file)} | {format_bytes(size)} | {count} | {description} |")
     return "\n".join(lines)
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     """A name as Markdown text: no HTML, no new column, no emphasis."""
     name = visible(name).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join("\\" + character if character in "\\|`*[]$" else character for character in name)
+    name = "".join("\\" + character if character in "\\|`*[]$~" else character for character in name)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", name)  # an underscore within a word is only that
 
 
 def takeaways(files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame) -> str:

@@ -1,6 +1,9 @@
 """From headers to a table: what each tensor is called, where it lives in the model, and what it counts."""
 
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -49,6 +52,18 @@ def tensor_table(headers: dict[str, Header], config: dict[str, Any]) -> pd.DataF
     )
     table["parameters"] = logical_parameters(table, config)
     return table[list(COLUMNS)]
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause the search for reference cycles: 100,000 tensors make none, and it would take an eighth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
