@@ -35,7 +35,7 @@ from base_model.generation import (
     load_model,
 )
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
-from base_model.report import compare_runs, markdown_table, readable, takeaways, to_markdown
+from base_model.report import compare_runs, markdown_table, readable, show, takeaways, to_markdown
 from base_model.summary import read_report, save_report
 from base_model.tensors import group_parameters, tensor_table, without_collector
 from base_model.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
@@ -46,7 +46,7 @@ __all__ = [
     "format_count", "generate_manually", "generate_with_pipeline", "group_parameters", "hub_facts", "list_files",
     "load_model", "markdown_table", "open_model", "plot_components", "plot_layers", "plot_models",
     "plot_parameters", "plot_runs", "plot_storage", "read_report", "read_tensors", "readable", "remove_leftovers",
-    "run_both", "save_chart", "show_prompt", "show_tokens", "takeaways", "to_markdown", "write_report",
+    "run_both", "save_chart", "show", "show_prompt", "show_tokens", "takeaways", "to_markdown", "write_report",
 ]  # fmt: skip
 
 

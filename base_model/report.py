@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -62,6 +63,24 @@ def markdown_table(table: pd.DataFrame) -> str:
     lines = [[escape(cell) for cell in line] for line in lines]
     lines.insert(1, rules)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """Markdown that a notebook renders; as a string, the Markdown itself."""
+
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def show(what: pd.DataFrame | str) -> Shown:
+    """For the last line of a cell: a table for people, numbers to the right, nothing cut off; or Markdown as text."""
+    return Shown(what if isinstance(what, str) else markdown_table(what))
 
 
 def _is_number(column: pd.Series) -> bool:

@@ -58,6 +58,12 @@ def test_readable_escapes_tex_and_keeps_an_empty_table():
     assert list(mt.readable(mt.compare_runs([])).columns) == list(mt.compare_runs([]).columns)
 
 
+def test_what_is_shown_has_no_object_in_its_text(both):
+    shown = mt.show(both)
+    assert shown._repr_markdown_() == repr(shown) == mt.markdown_table(both)
+    assert repr(mt.show("**Storage.**")) == "**Storage.**"
+
+
 # --- Models side by side
 
 
