@@ -93,11 +93,14 @@ def _wait_for(url: str, server: subprocess.Popen, seconds: float = 60) -> None:
 
 
 def run_all(page, url: str, seconds: float = 120) -> None:
-    """Open a notebook, choose Run > Run All Cells, and wait until no cell is waiting or running."""
+    """Open a notebook, choose Run > Restart Kernel and Run All Cells, and wait until no cell is waiting or running."""
     page.goto(url)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-    page.locator(".jp-NotebookPanel-toolbar [data-status='idle']").wait_for(timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    page.get_by_text("Restart Kernel and Run All Cells").click()
+    page.get_by_role("button", name="Confirm Kernel Restart").or_(
+        page.get_by_role("button", name="Restart", exact=True)
+    ).click()
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
     page.wait_for_function(f"{prompts}.every(text => /\\[\\d+\\]/.test(text))", timeout=seconds * 1000)
