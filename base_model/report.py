@@ -57,9 +57,9 @@ def markdown_table(table: pd.DataFrame) -> str:
     """
     table = table.reset_index() if table.index.name else table
     lines = [list(map(str, table)), *_words(table).to_numpy().tolist()]
-    rules = ["---:" if _is_number(table[name]) else "---" for name in table]
+    rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
     if len(table) and len(rules) >= 6 * len(table):
-        lines, rules = [list(line) for line in zip(*lines, strict=True)], ["---", *["---:"] * len(table)]
+        lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
     lines = [[escape(cell) for cell in line] for line in lines]
     lines.insert(1, rules)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

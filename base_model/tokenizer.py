@@ -146,9 +146,9 @@ def _padding(tokenizer: Any, stated: dict[str, list[int]]) -> str:
     """What the pad token means for tuning; transformers' collators leave out of the loss whatever has its id."""
     pad, ends = tokenizer.pad_token_id, [tokenizer.eos_token_id, *stated.get("eos_token", [])]
     if pad is None:
-        return "no pad token: name one before tuning in batches, a special token that nothing else uses"
+        return "none: name one before tuning in batches, a special token that nothing else uses"
     if pad in ends:
-        return "pad is EOS: masked by id, the true ends go unlearned too, and the tuned model may not stop"
+        return "the same as EOS: what skips padding by its id skips true ends too, and the tuned model may never stop"
     return "a token of its own: padding can be masked by its id"
 
 

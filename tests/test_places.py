@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 from tests.lab import browser_page, jupyter_lab, run_all
@@ -35,6 +37,22 @@ def report(papermilled):
     options = PAGE.replace("\\", " ").replace("base_model ", f"{ROOT / 'base_model'} ").split()
     subprocess.run([sys.executable, "-m", "jupyter", *options, str(papermilled)], check=True, timeout=120)
     return papermilled.parent / "report.html"
+
+
+def test_a_page_that_came_alone_says_the_line_to_run(tmp_path):
+    """As on Colab or Kaggle: no module beside it; then the zip, unpacked, is all it needs."""
+    archive = ["git", "archive", "--format=zip", f"--output={tmp_path / 'base_model_visualize.zip'}", "HEAD"]
+    subprocess.run(archive, cwd=ROOT, check=True)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells = code_cells(notebook)[:2]
+    client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    line = printed(notebook).strip().splitlines()[-1]
+    assert line.startswith("!unzip -oq base_model_visualize.zip && pip install")
+    shutil.unpack_archive(tmp_path / "base_model_visualize.zip", tmp_path)
+    assert (tmp_path / "requirements.txt").is_file()
+    done = subprocess.run([sys.executable, "-c", "import model_tools"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_papermill_runs_it_with_parameters(papermilled, toy):

@@ -36,7 +36,7 @@ def test_markdown_aligns_numbers_and_cuts_nothing():
     table = pd.DataFrame({"name": ["x" * 80, "b"], "bytes": [2**30, 5], "share": [0.5, 0.0001], "match": [True, False]})
     assert mt.markdown_table(table).splitlines() == [
         "| name | bytes | share | match |",
-        "| --- | ---: | ---: | --- |",
+        "| :--- | ---: | ---: | :--- |",
         f"| {'x' * 80} | 1.00 GiB | 50.0% | yes |",
         "| b | 5 B | &lt;0.1% | no |",
     ]
@@ -50,7 +50,7 @@ def test_markdown_is_only_text():
 def test_one_row_of_many_columns_stands_upright(both):
     lines = mt.markdown_table(both).splitlines()
     assert lines[0] == "| model | Llama-3.2-1B-Instruct | Llama-3.2-3B-Instruct |"
-    assert lines[1:3] == ["| --- | ---: | ---: |", "| parameters | 1,235,814,400 | 3,212,749,824 |"]
+    assert lines[1:3] == ["| :--- | ---: | ---: |", "| parameters | 1,235,814,400 | 3,212,749,824 |"]
 
 
 def test_readable_escapes_tex_and_keeps_an_empty_table():

@@ -53,7 +53,7 @@ def test_the_demo_models_facts(demo):
     assert found["embedding rows"] == "49,152: one for each token"
     assert found["eos token"] == "<|im_end|>  (id 2)"
     assert found["eos in generation_config.json"] == "2: match"
-    assert found["padding"].startswith("pad is EOS")
+    assert found["padding"].startswith("the same as EOS")
     assert found["chat template"].startswith("yes")
     assert found["tokens per word"] == "1.07 (32 for 30 words of a fixed English sample)"
 
@@ -97,10 +97,10 @@ def test_ids_are_held_against_the_generation_settings(stated, words, copy):
 @pytest.mark.parametrize(
     ("pad", "ends", "words"),
     [
-        (None, 257, "no pad token"),
-        ("<eos>", 257, "pad is EOS"),
+        (None, 257, "none: name one"),
+        ("<eos>", 257, "the same as EOS"),
         ("<pad>", 257, "a token of its own"),
-        ("<pad>", [257, 258, 259], "pad is EOS"),
+        ("<pad>", [257, 258, 259], "the same as EOS"),
     ],
 )
 def test_padding_is_told_for_tuning(pad, ends, words, copy):
