@@ -65,8 +65,10 @@ def _label(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None:
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
         ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center")
-    longest = max(map(len, labels), default=0)
-    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - 0.0155 * longest))
+    name = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
+    width = 8.6 - 0.08 * min(name, 60)  # inches for bars and labels, by how wide a letter is
+    share = (0.15 + 0.072 * max(map(len, labels), default=0)) / width
+    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - share))
 
 
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -142,7 +144,8 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _rows(ax, table.index)
     sizes = zip(table["parameters"], table["bytes"], strict=True)
     _label(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
-    _title(ax, "Parameters of each model, and bytes as stored")
+    least, most = format_count(table["parameters"].min()), format_count(table["parameters"].max())
+    _title(ax, f"Parameters of {len(table)} models: {least} to {most}" if len(table) > 1 else f"Parameters: {most}")
     ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
     return ax
