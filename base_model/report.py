@@ -50,13 +50,12 @@ def _in_words(column: str, value: Any) -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """Any table as Markdown, in the words of `readable`, nothing cut off; numbers to the right, the index if named.
+    """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
 
-    A table of six times as many columns as rows stands upright, one line per column. In a notebook:
-    `Markdown(markdown_table(table))`.
+    A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
     """
     table = table.reset_index() if table.index.name else table
-    lines = [list(map(str, table)), *_words(table).to_numpy().tolist()]
+    lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
     rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
     if len(table) and len(rules) >= 6 * len(table):
         lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
@@ -81,6 +80,12 @@ class Shown:
 def show(what: pd.DataFrame | str) -> Shown:
     """For the last line of a cell: a table for people, numbers to the right, nothing cut off; or Markdown as text."""
     return Shown(what if isinstance(what, str) else markdown_table(what))
+
+
+def _heading(column: str) -> str:
+    """A column's name for people: `first_token_s` is `first token (s)`; bytes have their unit in the cell."""
+    words = column.replace("_per_s", "/s").removesuffix("_bytes").replace("_", " ")
+    return f"{words.removesuffix(' s')} (s)" if words.endswith(" s") else words
 
 
 def _is_number(column: pd.Series) -> bool:

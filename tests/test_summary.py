@@ -42,6 +42,13 @@ def test_markdown_aligns_numbers_and_cuts_nothing():
     ]
 
 
+def test_headings_are_words_with_units():
+    names = ["first_token_s", "tokens_per_s", "peak_bytes", "bytes", "kv_heads", "bits_per_parameter", "tensors"]
+    assert mt.markdown_table(pd.DataFrame([[1] * 7] * 2, columns=names)).splitlines()[0] == (
+        "| first token (s) | tokens/s | peak | bytes | kv heads | bits per parameter | tensors |"
+    )
+
+
 def test_markdown_is_only_text():
     text = mt.markdown_table(pd.DataFrame({"token": ["<b>|$x$ *a* _b_ a_b __c__ [d](e) ~~f~~\n`g`"]}))
     assert text.splitlines()[2] == (r"| &lt;b>\|\$x\$ \*a\* \_b\_ a_b \_\_c\_\_ \[d\](e) \~\~f\~\~\\n\`g\` |")
