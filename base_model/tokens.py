@@ -87,6 +87,8 @@ def _table(tokenizer: Any, text: str) -> pd.DataFrame:
 
 def _piece(token: str, decoded: str) -> str:
     """What a token stands for; the bytes of a character that is cut across tokens as `⟨F0 9F⟩`."""
+    if token.startswith("▁") and not decoded.startswith(" "):  # decoded alone, a word loses the space before it
+        return f" {decoded}"
     if "\ufffd" not in decoded or (held := _bytes(token)) is None:
         return decoded
     return "".join(

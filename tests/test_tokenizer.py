@@ -154,16 +154,19 @@ def test_parts_of_characters_are_their_bytes(text, toy, demo):
     assert list(mt.show_tokens(toy, "é")["text"]) == ["⟨C3⟩", "⟨A9⟩"]
 
 
-def test_sentencepiece_bytes_are_bytes(tmp_path):
-    from tokenizers import Tokenizer, decoders, models
+def test_sentencepiece_bytes_are_bytes_and_its_spaces_are_kept(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<unk>": 0, "a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    vocabulary = {"<unk>": 0, "a": 1, "▁": 2, "▁a": 3} | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3B))
-    assert list(mt.show_tokens(tmp_path, "aé")["text"]) == ["a", "⟨C3⟩", "⟨A9⟩"]
+    assert list(mt.show_tokens(tmp_path, "a aé")["text"]) == ["a", " a", "⟨C3⟩", "⟨A9⟩"]
 
 
 def test_an_empty_text_has_no_tokens(toy):
