@@ -1,5 +1,7 @@
 # make demo       the whole notebook on a small real model: no account, no Hub
 # make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct [DOWNLOAD=no]
+# make report     a page of the last run, without code, to send to others: runs/<model name>/report.html
+# make zip        the project in one file, for Colab or Kaggle: base_model_visualize.zip
 # make lab        open the notebook in JupyterLab
 # make test       lint, types, tests
 # make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
@@ -12,11 +14,12 @@ NOTEBOOK := base_model_visualize.ipynb
 DEMO := SmolLM2-135M-Instruct
 # `make lab` without a MODEL opens on the demo model when it is there
 LAB_MODEL = $(if $(filter file,$(origin MODEL)),$(or $(patsubst %/config.json,%,$(wildcard $(DEMO)/config.json)),$(MODEL)),$(MODEL))
+RUN_NAME = $(shell basename "$(LAB_MODEL)")
 BIN := .venv/bin
 READY := .venv/ready
 TEST_READY := .venv/test-ready
 DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
-SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py)
+SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/report_page/*)
 
 # Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run. The kernel is
 # reached through files of its own (ipc): by the network, which is the default, it warns of being heard.
@@ -24,7 +27,11 @@ EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 	--KernelManager.transport=ipc --KernelManager.ip="$$(mktemp -u)-kernel" --log-level=WARN --output-dir
 
-.PHONY: demo demo-model notebook lab test benchmark refresh
+# A page of text, tables and charts in one file: no code cells, no script, nothing from the network.
+PAGE := $(BIN)/jupyter nbconvert --to html --no-input --template report_page \
+	--TemplateExporter.extra_template_basedirs=base_model --log-level=ERROR --output report.html
+
+.PHONY: demo demo-model notebook report zip lab test benchmark refresh
 
 demo: $(DEMO_RUN)
 	@echo
@@ -34,11 +41,19 @@ demo: $(DEMO_RUN)
 
 $(DEMO_RUN): $(SOURCES) | demo-model
 	MODEL=$(DEMO) $(EXECUTE) runs/$(DEMO)
+	$(PAGE) $@
 
 notebook: $(READY)
 	@$(BIN)/python model_tools.py "$(MODEL)"
 	MODEL="$(MODEL)" $(EXECUTE) "runs/$(NAME)"
+	$(PAGE) "runs/$(NAME)/$(NOTEBOOK)"
 	@echo "Made: runs/$(NAME)/"
+
+report: $(READY)
+	$(PAGE) "runs/$(RUN_NAME)/$(NOTEBOOK)"
+
+zip:
+	git archive --format=zip --output=base_model_visualize.zip HEAD
 
 lab: $(READY)
 	MODEL="$(LAB_MODEL)" PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab $(NOTEBOOK)

@@ -8,29 +8,15 @@ this module joins them. Importing it loads neither torch nor transformers nor ma
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from base_model import (
-    ModelError,
-    ModelWarning,
-    checkpoint,
-    download,
-    format_bytes,
-    format_count,
-    hub,
-    plans,
-    remote,
-    training,
-    visible,
-)
-from base_model import adapters as adapter_room
-from base_model.architecture import read_architecture, skeleton_of
-from base_model.charts import plot_components, plot_layers, plot_parameters, plot_storage, save_chart
+from base_model import ModelError, ModelWarning, checkpoint, download, format_bytes, format_count, hub, remote, visible
+from base_model.charts import plot_components, plot_layers, plot_models, plot_parameters, plot_storage, save_chart
 from base_model.checks import run_checks
+from base_model.comparison import model_table
 from base_model.download import remove_leftovers
 from base_model.files import describe_file, tree_lines
 from base_model.generation import generate_manually, generate_with_pipeline, load_and_run
@@ -39,26 +25,37 @@ from base_model.loading import available_devices, load_model
 from base_model.locate import NEXT_STEP, folder_of, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
 from base_model.machine import this_machine
 from base_model.plan_charts import plot_adapters, plot_insertion, plot_memory, plot_training
+from base_model.planning import (
+    compare_training,
+    default_adapters,
+    insertion_points,
+    plan_adapters,
+    plan_inference,
+    plan_training,
+    skeleton,
+)  # fmt: skip
 from base_model.plans import kv_cache_bytes
 from base_model.published import check_plans
-from base_model.report import compare_runs, readable, run_conditions, takeaways, to_markdown
+from base_model.report import compare_runs, markdown_table, readable, run_conditions, show, takeaways, to_markdown
 from base_model.run_charts import plot_limits, plot_runs
 from base_model.served import generate_served
+from base_model.summary import read_report, save_report
 from base_model.tensors import group_parameters, tensor_table, without_collector
 from base_model.timing import Generation
-from base_model.tokenizer import token_table, tokenizer_facts
+from base_model.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
 from base_model.trust import agreement, check_runs
 
 __all__ = [
     "Generation", "ModelError", "ModelWarning", "agreement", "available_devices", "check_model", "check_plans",
-    "check_runs", "compare_runs", "compare_training", "default_adapters", "describe_tokenizer", "directory_tree",
-    "fetch_model", "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline",
-    "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes", "limits_in_words", "list_files",
-    "load_model", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference", "plan_training",
-    "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_limits", "plot_memory",
-    "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_tensors", "readable", "remove_leftovers",
-    "run_both", "run_conditions", "save_chart", "show_tokens", "skeleton", "speed_limit", "takeaways", "this_machine",
-    "to_markdown",
+    "check_runs", "compare_models", "compare_runs", "compare_training", "default_adapters", "describe_tokenizer",
+    "directory_tree", "draw_tokens", "fetch_model", "format_bytes", "format_count", "generate_manually",
+    "generate_served", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes",
+    "limits_in_words", "list_files", "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters",
+    "plan_inference", "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers",
+    "plot_limits", "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage", "plot_training",
+    "read_report", "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions", "save_chart", "show",
+    "show_prompt", "show_tokens", "skeleton", "speed_limit", "takeaways", "this_machine", "to_markdown",
+    "write_report",
 ]  # fmt: skip
 
 
@@ -186,92 +183,6 @@ def check_model(model: str | Path) -> pd.DataFrame:
     return pd.DataFrame(run_checks(folder_of(model)))
 
 
-# --- Its tokenizer -------------------------------------------------------------------------------------------
-
-
-def describe_tokenizer(model: str | Path) -> pd.DataFrame:
-    """Facts about the tokenizer: vocabulary, special tokens with their ids, chat template; columns `fact`, `value`."""
-    return tokenizer_facts(folder_of(model, with_tokenizer=True))
-
-
-def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
-    """How `text` is split, one row per token: `token_id`, `token` (as in the vocabulary), `text` (what it means)."""
-    return token_table(folder_of(model, with_tokenizer=True), text)
-
-
-# --- What it will need: memory and adapters ------------------------------------------------------------------
-
-
-def skeleton(model: str | Path) -> Any:
-    """The model on torch's meta device, from its config.json alone: every shape, no weights, no memory.
-
-    Dense, whatever the quantisation of the checkpoint; tied weights stay tied. Raises ModelError for a model that needs
-    code of its own or is not a causal language model.
-    """
-    return skeleton_of(read_architecture(folder_of(model)))
-
-
-def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, device: str | None = None) -> pd.DataFrame:
-    """What running the model takes, and whether this machine has it: one row per precision and context.
-
-    Columns: `precision` (float32, bfloat16, int8, nf4), `context` (tokens), `weights_bytes`, `kv_cache_bytes`,
-    `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
-    80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
-    """
-    return plans.plan_inference(read_architecture(folder_of(model)), contexts, device)
-
-
-def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
-    """What adapters add to the model, counted by PEFT itself; `adapters` is `{name: PeftConfig}`.
-
-    Columns: `adapter`, `trainable`, `total` (with the adapter), `share`, `file_bytes` (as saved), `targets`,
-    `layers` (it acts in), `note` (targets that match nothing, layers left out, methods that need real weights).
-    Raises ModelError for a config whose targets match nothing, or that PEFT refuses.
-    """
-    return adapter_room.plan_adapters(read_architecture(folder_of(model)), adapters)
-
-
-def default_adapters(model: str | Path) -> dict[str, Any]:
-    """The adapters that `plan_adapters` takes unless others are given, as `{name: PeftConfig}`."""
-    return adapter_room.default_adapters(skeleton(model))
-
-
-def insertion_points(model: str | Path, adapter: Any) -> pd.DataFrame:
-    """Where a `PeftConfig` acts, one row per module.
-
-    Columns: `module`, `layer` (Int64), `component`, `shape` (of the module's weight), `trainable` (parameters).
-    """
-    return adapter_room.insertion_points(read_architecture(folder_of(model)), adapter)
-
-
-def plan_training(
-    model: str | Path,
-    adapter: Any,
-    tokens: int,
-    batch: int = 1,
-    checkpointing: bool = False,
-    quantized: bool = False,
-    dtype: str | None = None,
-) -> pd.DataFrame:
-    """The memory of a training step with AdamW, measured on the meta device; `adapter` None means full fine-tuning.
-
-    One row: `weights_bytes`, `adapter_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`, `logits_bytes`
-    (scores, and the copies that the loss makes), `temporary_bytes` (of the optimizer), each at its largest;
-    `embedding_bytes` (of the weights); `peak_bytes`, the most at one time. `quantized` is QLoRA's NF4 without double
-    quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
-    """
-    config = read_architecture(folder_of(model))
-    return training.plan_training(config, adapter, tokens, batch, checkpointing, quantized, dtype)
-
-
-def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
-    """Full fine-tuning, LoRA, IA-3 and QLoRA, with and without checkpointing: a `method` per row.
-
-    The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
-    """
-    return training.compare_training(read_architecture(folder_of(model)), tokens, batch)
-
-
 # --- A first run ---------------------------------------------------------------------------------------------
 
 
@@ -291,6 +202,32 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
         print("Skipped: this machine has no accelerator (Apple MPS or CUDA).")
         return []
     return load_and_run(folder, devices[-1] if device == "accelerator" else device, prompt, max_new_tokens)
+
+
+# --- The result: side by side, and as files ------------------------------------------------------------------
+
+
+def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
+    """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
+
+    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
+    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    """
+    models = [models] if isinstance(models, str | Path) else list(models)
+    return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
+
+
+def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.DataFrame] | None = None) -> Path:
+    """Save what was found in `folder`: report.json (with versions, commit and units), report.md and the charts.
+
+    `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
+    """
+    more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
+    tables = {"model": compare_models([model]), "files": files}
+    tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
+    tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
+    about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
+    return save_report(Path(folder).expanduser(), about, tables, tensors)
 
 
 def main() -> None:

@@ -30,6 +30,19 @@ def new_axes(ax: "Axes | None", height: float) -> "Axes":
     return ax
 
 
+def title(ax: "Axes", words: str) -> None:
+    """What the chart says, in one line, which is its text for whoever cannot see it."""
+    ax.set_title(words, loc="left", pad=12)
+
+
+def _layers_in_words(layers: pd.Series) -> str:
+    """`28 layers of 100,669,440 (~100.7 M) each`, or from the smallest to the largest."""
+    if layers.empty:
+        return "no layer is known by its name"
+    each = f" to {format_count(layers.max())}" if layers.nunique() > 1 else ""
+    return f"{len(layers)} layers of {format_count(layers.min())}{each} each"
+
+
 def _rows_height(rows: int, each: float) -> float:
     """The inches for some rows of bars: `each` for a few, and as little as a line of text takes for hundreds."""
     return rows * max(0.19, min(each, 8 / max(rows, 1)))
@@ -52,8 +65,10 @@ def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
         ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center")
-    longest = max(map(len, labels), default=0)
-    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - 0.0155 * longest))
+    name = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
+    width = 8.6 - 0.08 * min(name, 60)  # inches for bars and labels, by how wide a letter is
+    share = (0.15 + 0.072 * max(map(len, labels), default=0)) / width
+    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - share))
 
 
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -65,7 +80,9 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(files)), sizes, color=NEUTRAL)
     name_rows(ax, files["file"])
     label_bars(ax, sizes, map(format_bytes, files["size"]))
-    ax.set_title(f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files", loc="left", pad=12)
+    weights = files.loc[files["parameters"].notna(), "size"].sum() / max(files["size"].sum(), 1)
+    words = f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files, {format_share(weights)} of it weights"
+    title(ax, words)
     ax.set(xlabel=f"size ({unit})")
     return ax
 
@@ -79,7 +96,7 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _stack(ax.barh, range(len(table)), table / scale, "left")
     name_rows(ax, table.index)
     label_bars(ax, totals / scale, map(format_count, totals))
-    ax.set_title(f"Parameters per file: {format_count(totals.sum())} in all", loc="left", pad=12)
+    title(ax, f"Parameters per file: {format_count(totals.sum())} in all")
     ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
     return ax
@@ -95,7 +112,8 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     shares = totals / max(totals.sum(), 1)
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
     label_bars(ax, totals / scale, labels)
-    ax.set_title("Parameters by component", loc="left", pad=12)
+    largest = ", ".join(f"{name} {format_share(share)}" for name, share in shares.head(3).items())
+    title(ax, f"Parameters by component: {largest}")
     ax.set(xlabel=f"parameters ({unit})")
     return ax
 
@@ -111,8 +129,24 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
     ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
-    ax.set_title("Parameters by layer, and outside of all layers", loc="left", pad=12)
+    title(ax, f"Parameters by layer: {_layers_in_words(table.drop(outside, errors='ignore').sum(axis=1))}")
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
+    _legend(ax)
+    return ax
+
+
+def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the parameters of each model of `compare_models`, split by component; labels with what is stored."""
+    parts = {name: table["parameters"] * table[f"{name}_share"] for name in COMPONENTS if table[f"{name}_share"].any()}
+    ax = new_axes(ax, 2 + _rows_height(len(table), 0.5))
+    unit, scale = _unit(table["parameters"].max())
+    _stack(ax.barh, range(len(table)), pd.DataFrame(parts) / scale, "left")
+    name_rows(ax, table.index)
+    sizes = zip(table["parameters"], table["bytes"], strict=True)
+    label_bars(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
+    least, most = format_count(table["parameters"].min()), format_count(table["parameters"].max())
+    title(ax, f"Parameters of {len(table)} models: {least} to {most}" if len(table) > 1 else f"Parameters: {most}")
+    ax.set(xlabel=f"parameters ({unit})")
     _legend(ax)
     return ax
 

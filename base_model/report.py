@@ -1,6 +1,8 @@
 """Numbers to words: tables for people, the README's table, and what a run has shown."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -48,7 +50,11 @@ def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
-    words = table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)))
+    return _words(table).apply(lambda column: column.str.replace("$", "\\$"))
+
+
+def _words(table: pd.DataFrame) -> pd.DataFrame:
+    words = table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)).astype("str"))
     if "trainable" in table and "share" in table:  # as PEFT prints it, which is also how small they are
         words["share"] = table["share"].map(lambda share: "n/a" if pd.isna(share) else f"{share:.4%}")
     return words
@@ -59,7 +65,7 @@ def _in_words(column: str, value: Any) -> str:
         return "–" if column in ("parameters", "layer") else "n/a"
     if column in ("size", "bytes") or column.endswith("_bytes"):
         return format_bytes(int(value))
-    if column in ("share", "spread"):
+    if column in ("share", "spread") or column.endswith("_share"):
         return format_share(value)
     if column == "difference":
         return f"{value:+.1%}" if value else "none"
@@ -67,11 +73,50 @@ def _in_words(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return _figure(value)
-    return (
-        f"{value:,}"
-        if pd.api.types.is_integer(value) and column != "layer"
-        else visible(str(value)).replace("$", "\\$")
-    )
+    return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
+
+    A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
+    """
+    table = table.reset_index() if table.index.name else table
+    lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
+    rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
+    if len(table) and len(rules) >= 6 * len(table):
+        lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
+    lines = [[escape(cell) for cell in line] for line in lines]
+    lines.insert(1, rules)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """Markdown that a notebook renders; as a string, the Markdown itself."""
+
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def show(what: pd.DataFrame | str) -> Shown:
+    """For the last line of a cell: a table for people, numbers to the right, nothing cut off; or Markdown as text."""
+    return Shown(what if isinstance(what, str) else markdown_table(what))
+
+
+def _heading(column: str) -> str:
+    """A column's name for people: `first_token_s` is `first token (s)`; bytes have their unit in the cell."""
+    words = column.replace("_per_s", "/s").removesuffix("_bytes").replace("_", " ")
+    return f"{words.removesuffix(' s')} (s)" if words.endswith(" s") else words
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def _figure(value: float) -> str:
@@ -86,14 +131,15 @@ def to_markdown(files: pd.DataFrame) -> str:
     lines = ["| file | size | parameters | description |", "|---|---|---|---|"]
     for file, size, parameters, description in files.itertuples(index=False):
         count = "–" if pd.isna(parameters) else format_count(parameters)
-        lines.append(f"| {_escape(file)} | {format_bytes(size)} | {count} | {description} |")
+        lines.append(f"| {escape(file)} | {format_bytes(size)} | {count} | {description} |")
     return "\n".join(lines)
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     """A name as Markdown text: no HTML, no new column, no emphasis."""
     name = visible(name).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join("\\" + character if character in "\\|`*[]$" else character for character in name)
+    name = "".join("\\" + character if character in "\\|`*[]$~" else character for character in name)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", name)  # an underscore within a word is only that
 
 
 def takeaways(
@@ -148,7 +194,7 @@ def _on_device(device: str, runs: pd.DataFrame) -> str:
         f"{run.method} {_figure(run.tokens_per_s)} tokens/s after {_figure(run.first_token_s)} s"
         for run in runs.itertuples()
     )
-    return f"**On {_escape(device)}.** {speeds}; {same}."
+    return f"**On {escape(device)}.** {speeds}; {same}."
 
 
 def _on_fastest(runs: pd.DataFrame) -> str:
@@ -157,8 +203,8 @@ def _on_fastest(runs: pd.DataFrame) -> str:
     best = ranked.iloc[0]
     noise = max(ranked["spread"].max(), 0.02)  # NaN from a single run counts as this little
     close = ranked.iloc[1:][ranked["tokens_per_s"].iloc[1:] > best["tokens_per_s"] * (1 - noise)]
-    where = f"{best['method']} on {_escape(best['device'])} in {best['dtype']}"
-    others = ", ".join(f"{run.method} on {_escape(run.device)}" for run in close.itertuples())
+    where = f"{best['method']} on {escape(best['device'])} in {best['dtype']}"
+    others = ", ".join(f"{run.method} on {escape(run.device)}" for run in close.itertuples())
     verdict = f", no clear winner over {others}: that is within the spread of the runs" if others else ""
     return f"**Fastest.** {where}, {_figure(best['tokens_per_s'])} tokens/s{verdict}."
 
@@ -166,7 +212,7 @@ def _on_fastest(runs: pd.DataFrame) -> str:
 def _on_limit(limits: pd.DataFrame) -> str:
     best = limits.loc[limits["share"].idxmax()]
     return (
-        f"**The limit.** {_escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
+        f"**The limit.** {escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
         f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "
         f"which {best['method']} reaches {best['share']:.0%}."
     )

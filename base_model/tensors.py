@@ -54,6 +54,33 @@ def tensor_table(headers: dict[str, Header], config: dict[str, Any]) -> pd.DataF
     return table[list(COLUMNS)]
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause the search for reference cycles: 100,000 tensors make none, and it would take an eighth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
+
+    Index: the groups, largest first for components and dtypes, in order for files and layers.
+    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
+    a quantisation keeps beside the weights; NaN for a group without parameters).
+    """
+    if by not in ("file", "component", "layer", "dtype"):
+        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
+    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
+    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
+    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
+    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)
+
+
 def _joined(headers: dict[str, Header], column: str) -> list[Any]:
     return [value for header in headers.values() for value in getattr(header, column)]
 
@@ -102,30 +129,3 @@ def _component(name: str, in_layer: bool) -> str:
     if not in_layer and _HEAD.search(name):
         return "head"
     return next((component for component, pattern in _PATTERNS if pattern.search(name)), COMPONENTS[-1])
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Pause the search for reference cycles: 100,000 tensors make none, and it would take an eighth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Sums of `read_tensors` by `file`, `component`, `layer` or `dtype`.
-
-    Index: the groups, largest first for components and dtypes, in order for files and layers.
-    Columns: `parameters`, `bytes`, `share` (of all parameters, 0 to 1), `bits_per_parameter` (as stored, with all that
-    a quantisation keeps beside the weights; NaN for a group without parameters).
-    """
-    if by not in ("file", "component", "layer", "dtype"):
-        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
-    groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
-    groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
-    groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)
-    return groups if by in ("file", "layer") else groups.sort_values("parameters", ascending=False)

@@ -32,7 +32,14 @@ LLAMA_3B = {
     "vocab_size": 128256,
 }
 
-# Published sizes of its small files, in bytes (20.46 KiB, 16.41 MiB and 49.34 KiB to two decimals).
+LLAMA_1B = LLAMA_3B | {
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+}
+
+# Published sizes of the 3B model's small files, in bytes (20.46 KiB, 16.41 MiB and 49.34 KiB to two decimals).
 LLAMA_3B_SIZES = {
     "config.json": 866,
     "generation_config.json": 184,
@@ -95,6 +102,12 @@ def write_llama_3b(folder: Path) -> Path:
         path = folder / name
         text = path.read_text() if path.exists() else "{}"
         path.write_text(text.ljust(size))
+    return folder
+
+
+def write_llama_1b(folder: Path) -> Path:
+    """The smaller model beside it, stored as on the Hub: one file of bfloat16."""
+    write_replica(folder, LLAMA_1B, "BF16", "50GB")
     return folder
 
 

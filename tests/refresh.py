@@ -7,9 +7,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import model_tools as mt
-from tests.folders import write_llama_3b
+from tests.folders import LLAMA_1B, LLAMA_3B, write_llama_3b, write_replica
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
@@ -22,7 +23,8 @@ def main(executed: Path) -> None:
         (CHARTS / executed.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, CHARTS / executed.parent.name / picture.name)
     with tempfile.TemporaryDirectory() as scratch:
-        draw_replica(write_llama_3b(Path(scratch) / "Llama-3.2-3B-Instruct"))
+        draw_replica(write_llama_3b(Path(scratch) / "float32" / "Llama-3.2-3B-Instruct"))
+        draw_comparison(Path(scratch) / "bfloat16")
 
 
 def draw_replica(folder: Path) -> None:
@@ -35,9 +37,22 @@ def draw_replica(folder: Path) -> None:
         "layers.png": mt.plot_layers(tensors),
     }
     for name, ax in charts.items():
-        note = f"{folder.name} stored as float32: exact names, shapes and sizes, drawn from a replica without weights"
-        ax.figure.supxlabel(note, fontsize=8, color="#555555")
-        mt.save_chart(ax, CHARTS / folder.name / name)
+        _save(ax, CHARTS / folder.name / name, f"{folder.name} stored as float32")
+
+
+def draw_comparison(scratch: Path) -> None:
+    """The default model beside the smaller one, both stored as on the Hub."""
+    sizes = {"Llama-3.2-1B-Instruct": LLAMA_1B, "Llama-3.2-3B-Instruct": LLAMA_3B}
+    for name, config in sizes.items():
+        write_replica(scratch / name, config, "BF16", "5GB")
+    ax = mt.plot_models(mt.compare_models([scratch / name for name in sizes]))
+    _save(ax, CHARTS / "Llama-3.2-3B-Instruct" / "models.png", "Both stored as bfloat16")
+
+
+def _save(ax: Any, path: Path, what: str) -> None:
+    note = f"{what}: exact names, shapes and sizes, drawn from a replica without weights"
+    ax.figure.supxlabel(note, fontsize=8, color="#555555")
+    mt.save_chart(ax, path)
 
 
 if __name__ == "__main__":

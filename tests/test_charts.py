@@ -67,11 +67,16 @@ def test_runs_without_a_speed_are_labelled_na():
     assert texts(mt.plot_runs(table)) == ["20.0 tokens/s, first token 0.25 s", "n/a, first token n/a"]
 
 
-def test_labels_stay_inside_the_chart(files, tensors):
-    for ax in (mt.plot_storage(files), mt.plot_parameters(tensors), mt.plot_components(tensors)):
+def test_labels_stay_inside_the_chart(files, tensors, llama_3b):
+    runs = pd.DataFrame(
+        {"method": ["pipeline"], "device": "cuda", "dtype": "bfloat16"}
+        | {"first_token_s": 10.25, "tokens_per_s": 1200.0}
+    )
+    charts = [mt.plot_storage(files), mt.plot_parameters(tensors), mt.plot_components(tensors), mt.plot_layers(tensors)]
+    for ax in (*charts, mt.plot_models(mt.compare_models([llama_3b])), mt.plot_runs(runs)):
         ax.figure.canvas.draw()
         frame = ax.figure.bbox
-        for text in ax.texts + ax.get_yticklabels():
+        for text in [*ax.texts, *ax.get_yticklabels(), ax._left_title]:
             extent = text.get_window_extent()
             assert frame.x0 <= extent.x0, text
             assert extent.x1 <= frame.x1, text

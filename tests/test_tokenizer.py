@@ -1,29 +1,134 @@
-"""Facts about a tokenizer, and texts as tokens."""
+"""Facts about a tokenizer, a prompt in its template, and texts as tokens, in a table and drawn."""
 
 import json
+import re
 import shutil
+from html.parser import HTMLParser
 
 import pytest
 
 import model_tools as mt
+from tests.folders import LLAMA_3B, write_tensors
 
 TEXT = "Hello, wörld 🙂 日本!"
+HOSTILE = "<script>alert(1)</script> & $x^2$ \x1b[31m"
 
 
-def facts(folder):
-    return dict(mt.describe_tokenizer(folder).itertuples(index=False, name=None))
+def facts(folder, **options):
+    return dict(mt.describe_tokenizer(folder, **options).itertuples(index=False, name=None))
+
+
+@pytest.fixture
+def copy(toy, tmp_path):
+    """A toy that a test may change: `copy(pad_token="<eos>")`, `copy(generation={...})`."""
+
+    def changed(generation=None, **settings):
+        folder = shutil.copytree(toy, tmp_path / "copy")
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        (folder / "generation_config.json").write_text(json.dumps(generation or {}))
+        return folder
+
+    return changed
+
+
+class Plain(HTMLParser):
+    """What is left of a page without its tags, and which tags and attributes those were."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add((tag, *(name for name, _ in attributes)))
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def test_the_demo_models_facts(demo):
     found = facts(demo)
     assert found["vocabulary, added tokens included"] == "49,152"
+    assert found["embedding rows"] == "49,152: one for each token"
     assert found["eos token"] == "<|im_end|>  (id 2)"
+    assert found["eos in generation_config.json"] == "2: match"
+    assert found["padding"].startswith("the same as EOS")
     assert found["chat template"].startswith("yes")
+    assert found["tokens per word"] == "1.07 (32 for 30 words of a fixed English sample)"
 
 
 def test_a_base_model_has_no_template(base_toy):
     assert facts(base_toy)["chat template"].startswith("none")
     assert facts(base_toy)["longest input"] == "not stated"
+
+
+def test_tokens_per_word_of_a_text_of_ones_own(toy):
+    assert facts(toy, text="to be or not")["tokens per word"] == "3.00 (12 for 4 words of the text given)"
+    assert facts(toy, text=" ")["tokens per word"] == "no words given"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [(320, "320: 60 more than tokens"), (250, "250: MISMATCH, 10 tokens"), (None, "not known")]
+)
+def test_the_embeddings_rows_are_held_against_the_vocabulary(rows, words, copy):
+    folder = copy()
+    for path in folder.glob("model*"):
+        path.unlink()
+    if rows:
+        write_tensors(folder / "model.safetensors", {"model.embed_tokens.weight": ("BF16", (rows, 8))})
+    assert facts(folder)["embedding rows"].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (257, "257: match"),
+        (256, "256: MISMATCH, the tokenizer says 257"),
+        ([12, 257], "12, 257: match, 257 among 2"),
+        ("257", "not stated"),
+        (None, "not stated"),
+    ],
+)
+def test_ids_are_held_against_the_generation_settings(stated, words, copy):
+    assert facts(copy(generation={"eos_token_id": stated}))["eos in generation_config.json"] == words
+
+
+@pytest.mark.parametrize(
+    ("pad", "ends", "words"),
+    [
+        (None, 257, "none: name one"),
+        ("<eos>", 257, "the same as EOS"),
+        ("<pad>", 257, "a token of its own"),
+        ("<pad>", [257, 258, 259], "the same as EOS"),
+    ],
+)
+def test_padding_is_told_for_tuning(pad, ends, words, copy):
+    found = facts(copy(pad_token=pad, generation={"eos_token_id": ends}))
+    assert found["padding"].startswith(words)
+
+
+def test_a_prompt_is_shown_in_its_template(toy, base_toy):
+    assert mt.show_prompt(toy, "Hi\x1b[31m") == "user: Hi\\x1b[31m\nassistant:"
+    assert mt.show_prompt(base_toy, "Hi") == "Hi"
+
+
+def test_a_prompt_is_what_transformers_makes_of_it(demo):
+    from transformers import AutoTokenizer
+
+    conversation = [{"role": "user", "content": TEXT}]
+    expected = AutoTokenizer.from_pretrained(demo).apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True
+    )
+    assert mt.show_prompt(demo, TEXT) == expected
+
+
+@pytest.mark.parametrize("template", ["{% for i in range(10**9) %}{% endfor %}", "{{ nothing.at.all }}"])
+def test_a_prompt_of_a_wild_template_is_refused(template, copy):
+    folder = copy()
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(mt.ModelError, match="chat template does not work"):
+        mt.show_prompt(folder, "Hi")
 
 
 @pytest.mark.parametrize("name", ["demo", "toy"])
@@ -38,8 +143,67 @@ def test_the_tokens_make_the_text(name, request):
     assert tokenizer.decode(table["token_id"]) == TEXT
 
 
+@pytest.mark.parametrize("text", [TEXT, "é", "👩‍👩‍👧 🇯🇵", "\ufffd is a character too"])
+def test_parts_of_characters_are_their_bytes(text, toy, demo):
+    for folder in (toy, demo):
+        pieces = "".join(mt.show_tokens(folder, text)["text"])
+        assert (
+            re.sub(r"(⟨[0-9A-F ]+⟩)+", lambda parts: bytes.fromhex(re.sub("[⟨⟩]", " ", parts[0])).decode(), pieces)
+            == text
+        )
+    assert list(mt.show_tokens(toy, "é")["text"]) == ["⟨C3⟩", "⟨A9⟩"]
+
+
+def test_sentencepiece_bytes_are_bytes_and_its_spaces_are_kept(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "a": 1, "▁": 2, "▁a": 3} | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3B))
+    assert list(mt.show_tokens(tmp_path, "a aé")["text"]) == ["a", " a", "⟨C3⟩", "⟨A9⟩"]
+
+
 def test_an_empty_text_has_no_tokens(toy):
     assert mt.show_tokens(toy, "").empty
+    assert repr(mt.draw_tokens(toy, "")) == "No tokens: an empty text."
+
+
+def test_a_drawing_shows_every_token_with_its_id(demo):
+    drawn, table = mt.draw_tokens(demo, TEXT), mt.show_tokens(demo, TEXT)
+    text = Plain(drawn.html).text
+    pieces = [f"{piece.replace(' ', '·')} ({number})" for number, _, piece in table.itertuples(index=False)]
+    assert repr(drawn).splitlines()[0] == " | ".join(pieces)
+    assert text.startswith(" | ".join(piece.replace(" (", "").rstrip(")") for piece in pieces))
+    assert f"{len(table)} tokens for 4 words: {len(table) / 4:.2f} per word" in text
+    assert mt.draw_tokens(demo, TEXT).html == drawn.html
+
+
+def test_a_drawing_is_escaped_and_needs_no_style_sheet(demo):
+    page = mt.draw_tokens(demo, HOSTILE).html
+    found = Plain(page)
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "·&amp;" in page
+    assert found.tags <= {("div", "style"), ("span", "style"), ("code", "style"), ("sub", "style"), ("br",), ("p",)}
+    assert "$" not in re.sub(r"<code.*?</code>", "", page)  # what stands in code is no TeX
+
+
+def test_special_tokens_are_framed_and_lines_end(demo):
+    page = mt.draw_tokens(demo, mt.show_prompt(demo, "Hi")).html
+    assert page.count("dashed") == 5
+    assert page.count("⏎</code>") == 5 == page.count("</span><br>")
+
+
+def test_a_long_text_is_drawn_in_part(toy):
+    page = mt.draw_tokens(toy, "a" * 2_500).html
+    assert page.count("<sub") == 2_000
+    assert "the other 500 are left out" in page
 
 
 def test_a_broken_tokenizer_is_told(toy, tmp_path):
