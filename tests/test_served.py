@@ -50,7 +50,7 @@ def served(demo, tmp_path_factory):
             process.wait()
 
 
-def wait_until_up(process, url, log, seconds=90.0):
+def wait_until_up(process, url, log, seconds=180.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
