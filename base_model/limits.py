@@ -13,6 +13,7 @@ import pandas as pd
 
 from base_model import ModelError, brief
 from base_model.kernels import use_onednn
+from base_model.plans import kv_cache_bytes
 from base_model.timing import Generation
 
 SIDE = 4096  # of the square matrices that are multiplied: 32 MiB each in 16 bits
@@ -97,30 +98,11 @@ def _visited_share(config: Any) -> float:
 
 
 def kv_cache_read(model: Any, context: int) -> float:
-    """The bytes of the cache after `context` tokens, by the architecture's own code, without weights or memory.
-
-    NaN for an architecture that cannot run on the meta device. The twin is in bfloat16, which all kernels know there;
-    what it caches in that dtype the model caches in its own.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    """The bytes of the cache after `context` tokens; NaN for an architecture that shows none."""
     try:
-        with torch.device("meta"), torch.inference_mode():
-            twin: Any = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16).eval()
-            cache = twin(input_ids=torch.zeros(1, context, dtype=torch.long), use_cache=True).past_key_values
-    except Exception:  # each architecture fails in its own way; a missing limit is no reason to lose a measured run
+        return kv_cache_bytes(model, context)
+    except ModelError:  # a missing limit is no reason to lose a measured run
         return math.nan
-    sizes = {torch.bfloat16: model.dtype.itemsize}
-    return sum(tensor.numel() * sizes.get(tensor.dtype, tensor.itemsize) for tensor in _tensors(cache))
-
-
-def _tensors(cache: Any) -> list[Any]:
-    """Every tensor of a cache: keys and values of attention, the states of other layers."""
-    import torch
-
-    held = [value for layer in getattr(cache, "layers", []) for value in vars(layer).values()]
-    return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
 
 
 def speed_limit(runs: Iterable[Generation]) -> pd.DataFrame:

@@ -33,18 +33,21 @@ def kv_cache_bytes(skeleton: Any, tokens: int, batch: int = 1, dtype: Any = None
     """
     if tokens < 1 or batch < 1:
         raise ModelError(f"A cache holds at least 1 token of 1 sequence, not {tokens:,} of {batch:,}.")
-    return _cache_meter(skeleton, batch)(tokens, dtype)
+    return _cache_meter(skeleton.config, batch)(tokens, dtype or skeleton.dtype)
 
 
-def _cache_meter(skeleton: Any, batch: int = 1) -> Callable[[int, Any], int]:
-    """A function from tokens and dtype to bytes; the forwards that it needs are run once, here."""
-    first, probe = (_cache_after(skeleton, tokens, batch) for tokens in (1, PROBE))
-    grows = _bytes_of(_grown(first, PROBE), skeleton.dtype) == _bytes_of(probe, skeleton.dtype)
+def _cache_meter(config: Any, batch: int = 1) -> Callable[[int, Any], int]:
+    """A function from tokens and dtype to bytes; the forwards that it needs are run once, here.
 
-    def measure(tokens: int, dtype: Any = None) -> int:
+    In bfloat16, which all of torch's kernels know on the meta device; what is cached in it is counted in another dtype.
+    """
+    twin = skeleton_of(config, "bfloat16")
+    first, probe = (_cache_after(twin, tokens, batch) for tokens in (1, PROBE))
+    grows = _bytes_of(_grown(first, PROBE), "bfloat16") == _bytes_of(probe, "bfloat16")
+
+    def measure(tokens: int, dtype: Any) -> int:
         """The bytes of the cache after `tokens` tokens."""
-        cache = _grown(first, tokens) if grows else _cache_after(skeleton, tokens, batch)
-        return _bytes_of(cache, skeleton.dtype, dtype)
+        return _bytes_of(_grown(first, tokens) if grows else _cache_after(twin, tokens, batch), dtype)
 
     return measure
 
@@ -79,15 +82,15 @@ def _grown(cache: Any, tokens: int) -> Any:
     return cache
 
 
-def _bytes_of(cache: Any, skeleton_dtype: Any, dtype: Any = None) -> int:
-    """The floating-point tensors of every layer; those in the skeleton's dtype are counted as `dtype`."""
+def _bytes_of(cache: Any, dtype: Any) -> int:
+    """The floating-point tensors of every layer; those in bfloat16 are counted as `dtype`."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or skeleton_dtype
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     leaves = tree_leaves([vars(layer) for layer in cache.layers])
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    return sum(one.numel() * (wanted if one.dtype == skeleton_dtype else one.dtype).itemsize for one in tensors)
+    return sum(one.numel() * (wanted if one.dtype == torch.bfloat16 else one.dtype).itemsize for one in tensors)
 
 
 def weights_bytes(config: Any, precision: str) -> int:
@@ -106,7 +109,7 @@ def plan_inference(config: Any, contexts: Iterable[int] | None, device: str | No
     device = device or str(machine.index[-1])
     if device not in machine:
         raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(machine.index)}.")
-    usable, measure = int(machine[device]), _meter_or_none(skeleton_of(config))
+    usable, measure = int(machine[device]), _meter_or_none(config)
     contexts = list(contexts or _usual_contexts(config))
     rows = []
     for precision in PRECISIONS:
@@ -131,9 +134,9 @@ def _usual_contexts(config: Any) -> list[int]:
     return [tokens for tokens in CONTEXTS if tokens <= _made_for(config)] or [_made_for(config)]
 
 
-def _meter_or_none(skeleton: Any) -> Callable[[int, Any], int] | None:
+def _meter_or_none(config: Any) -> Callable[[int, Any], int] | None:
     try:
-        return _cache_meter(skeleton)
+        return _cache_meter(config)
     except ModelError as error:
         warnings.warn(f"No size of the cache is given: {error}", ModelWarning, stacklevel=4)
         return None

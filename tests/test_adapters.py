@@ -6,6 +6,7 @@ import pytest
 import model_tools as mt
 from base_model import adapters
 from base_model.published import LLAMA_3_2_3B
+from tests.folders import write_toy
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
@@ -63,6 +64,18 @@ def test_peft_on_real_weights_agrees(name, toy, tmp_path, planned):
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert pd.isna(row["file_bytes"]) if name in ("prefix", "prompt") else row["file_bytes"] == size
     assert mt.insertion_points(toy, methods()[name])["trainable"].sum() == trainable
+
+
+def test_a_file_of_two_dtypes_is_known_to_the_byte(tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    toy = write_toy(tmp_path / "toy", dtype="bfloat16")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(toy), config)
+    model.save_pretrained(tmp_path / "adapter")
+    size = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert mt.plan_adapters(toy, {"mine": config})["file_bytes"][0] == size
 
 
 @pytest.mark.parametrize(

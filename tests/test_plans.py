@@ -97,6 +97,14 @@ def test_a_cache_that_does_not_grow_as_it_says_is_run_in_full(monkeypatch):
     assert mt.kv_cache_bytes(skeleton, 300) == expected
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_float32_takes_twice_as_much(kind):
+    half, full = (skeleton_of(config_of(kind, dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    assert (
+        mt.kv_cache_bytes(full, 20) == 2 * mt.kv_cache_bytes(half, 20) == mt.kv_cache_bytes(half, 20, dtype="float32")
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "per_token"),
     [
@@ -189,10 +197,12 @@ def test_quantised_weights_are_as_large_as_real_ones(toy, method, option):
     real = AutoModelForCausalLM.from_pretrained(toy, quantization_config=settings, dtype="bfloat16")
     assert plans.weights_bytes(read_architecture(toy), method) == stored_bytes(real)
     linear = [module for name, module in real.named_modules() if name.endswith("_proj")]
-    packed = sum(module.weight.nbytes for module in linear)
     weights = sum(module.in_features * module.out_features for module in linear)
-    assert packed == weights // (2 if method == "nf4" else 1)
-    assert stored_bytes(real) > packed + (26_912 - weights) * 2  # scales, too
+    rest = 2 * (26_912 - weights) + sum(one.nbytes for one in mt.skeleton(toy).buffers())
+    if method == "nf4":  # half a byte each, a float32 scale per 64, a table of 16 values per layer
+        assert stored_bytes(real) == rest + weights // 2 + 4 * weights // 64 + 64 * len(linear)
+    else:  # a byte each, a float32 scale per row
+        assert stored_bytes(real) == rest + weights + 4 * sum(module.out_features for module in linear)
 
 
 def test_published_nf4_weights_of_llama_3b():
