@@ -143,16 +143,52 @@ def escape(name: str) -> str:
 
 
 def takeaways(
-    files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame, limits: pd.DataFrame | None = None
+    files: pd.DataFrame,
+    tensors: pd.DataFrame,
+    runs: pd.DataFrame,
+    limits: pd.DataFrame | None = None,
+    inference: pd.DataFrame | None = None,
+    adapters: pd.DataFrame | None = None,
+    training: pd.DataFrame | None = None,
 ) -> str:
-    """What this run has shown, as a Markdown list, from `list_files`, `read_tensors`, `compare_runs`, `speed_limit`."""
+    """What this page has shown, as a Markdown list, from the tables of `list_files`, `read_tensors`, `compare_runs`.
+
+    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters` and `compare_training`.
+    """
     points = [_on_storage(files), _on_parameters(tensors), _on_components(tensors), _on_layers(tensors)]
+    points += [] if inference is None else [_on_memory(inference)]
+    points += [] if adapters is None else [_on_adapters(adapters)]
+    points += [] if training is None else [_on_training(training)]
     points += [_on_device(str(device), group) for device, group in runs.groupby("device", sort=False)]
     if runs["tokens_per_s"].notna().any():
         points.append(_on_fastest(runs))
     if limits is not None and limits["share"].notna().any():
         points.append(_on_limit(limits))
     return "\n".join(f"- {point}" for point in points)
+
+
+def _on_memory(inference: pd.DataFrame) -> str:
+    """The longest context of each precision, on the device that was planned for."""
+    rows = inference.drop_duplicates("precision").dropna(subset="largest_context")
+    fits = [f"{row.precision} up to {row.largest_context:,} tokens" for row in rows.itertuples() if row.largest_context]
+    free = f"{format_bytes(inference['usable_bytes'].iloc[0])} free on {inference['device'].iloc[0]}"
+    return f"**Will it fit.** With {free}: {', '.join(fits) or 'in none of the precisions'}."
+
+
+def _on_adapters(adapters: pd.DataFrame) -> str:
+    known = adapters.dropna(subset="trainable").sort_values("trainable")
+    if known.empty:
+        return "**Adapters.** None of them can be planned for this architecture."
+    ends = [f"{row.adapter} trains {row.trainable:,} ({row.share:.4%})" for row in known.iloc[[0, -1]].itertuples()]
+    return f"**Adapters.** {ends[0]}, {ends[1]} parameters."
+
+
+def _on_training(training: pd.DataFrame) -> str:
+    known = training.dropna(subset="peak_bytes").sort_values("peak_bytes")
+    if known.empty:
+        return "**Training.** No step can be measured for this architecture."
+    ends = [f"{row.method} {format_bytes(row.peak_bytes)}" for row in known.iloc[[0, -1]].itertuples()]
+    return f"**Training.** The peak of a step, from the lightest to the heaviest method: {ends[0]} to {ends[1]}."
 
 
 def _on_storage(files: pd.DataFrame) -> str:

@@ -12,7 +12,11 @@ from tests.conftest import DEMO, ROOT
 from tests.hub_stand_in import HubStandIn
 
 NOTEBOOK = ROOT / "base_model_visualize.ipynb"
-CHARTS = ["storage-footprint.png", "parameter-count.png", "components.png", "layers.png", "speed.png"]
+CHARTS = [
+    "storage-footprint.png", "parameter-count.png", "components.png", "layers.png", "memory.png", "adapters.png",
+    "insertion.png", "training.png", "speed.png", "speed-limit.png",
+]  # fmt: skip
+REPORT = ["report.json", "report.md"]
 
 
 def code_cells(notebook):
@@ -74,7 +78,7 @@ def test_a_run_from_top_to_bottom(name, parameters, request, tmp_path, monkeypat
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert parameters in printed(notebook)
     assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"]
-    assert sorted(path.name for path in (tmp_path / "runs" / model.name).iterdir()) == sorted(CHARTS)
+    assert sorted(path.name for path in (tmp_path / "runs" / model.name).iterdir()) == sorted(CHARTS + REPORT)
 
 
 def test_without_a_download_it_runs_on_headers_alone(toy, tmp_path, monkeypatch):
