@@ -26,6 +26,8 @@ SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/repo
 EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute $(NOTEBOOK) \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 	--KernelManager.transport=ipc --KernelManager.ip="$$(mktemp -u)-kernel" --log-level=WARN --output-dir
+# Text that was printed word by word, as one output.
+MERGE := $(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True --log-level=ERROR
 
 # A page of text, tables and charts in one file: no code cells, no script, nothing from the network.
 PAGE := $(BIN)/jupyter nbconvert --to html --no-input --template report_page \
@@ -41,11 +43,13 @@ demo: $(DEMO_RUN)
 
 $(DEMO_RUN): $(SOURCES) | demo-model
 	MODEL=$(DEMO) $(EXECUTE) runs/$(DEMO)
+	@$(MERGE) $@
 	$(PAGE) $@
 
 notebook: $(READY)
 	@$(BIN)/python model_tools.py "$(MODEL)"
 	MODEL="$(MODEL)" $(EXECUTE) "runs/$(NAME)"
+	@$(MERGE) "runs/$(NAME)/$(NOTEBOOK)"
 	$(PAGE) "runs/$(NAME)/$(NOTEBOOK)"
 	@echo "Made: runs/$(NAME)/"
 

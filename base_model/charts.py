@@ -98,7 +98,7 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     label_bars(ax, totals / scale, map(format_count, totals))
     title(ax, f"Parameters per file: {format_count(totals.sum())} in all")
     ax.set(xlabel=f"parameters ({unit})")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -131,7 +131,7 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.grid(visible=False, axis="x")
     title(ax, f"Parameters by layer: {_layers_in_words(table.drop(outside, errors='ignore').sum(axis=1))}")
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -147,7 +147,7 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     least, most = format_count(table["parameters"].min()), format_count(table["parameters"].max())
     title(ax, f"Parameters of {len(table)} models: {least} to {most}" if len(table) > 1 else f"Parameters: {most}")
     ax.set(xlabel=f"parameters ({unit})")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -165,9 +165,10 @@ def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFram
         bars(places, table[component], **style)
 
 
-def _legend(ax: "Axes") -> None:
-    """The components in one row below the axis, four lines of text down: clear of its label at any height."""
-    columns = len(ax.get_legend_handles_labels()[1])
+def legend(ax: "Axes") -> None:
+    """The names of the colours, in rows below the axis, four lines of text down: clear of its label at any height."""
+    count = len(ax.get_legend_handles_labels()[1])
+    columns = count if count <= 6 else 5  # six short names fill the width
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)
 
 

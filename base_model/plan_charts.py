@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from base_model import COMPONENTS, format_bytes, format_count, format_share
-from base_model.charts import COLOURS, NEUTRAL, label_bars, name_rows, new_axes
+from base_model.charts import COLOURS, NEUTRAL, label_bars, legend, name_rows, new_axes, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +36,13 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
-    ax.set_title("Memory to run: weights and KV cache", loc="left", pad=12)
+    weights = plan.drop_duplicates("precision")["weights_bytes"]
+    title(
+        ax,
+        f"Memory to run: weights of {format_bytes(weights.min())} to {format_bytes(weights.max())}, and the KV cache",
+    )
     ax.set(xlabel="context (tokens, log scale)", ylabel="memory (GiB, log scale)")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -49,7 +53,8 @@ def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(plan)), trainable, color=NEUTRAL)
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
-    ax.set_title("Trainable parameters of adapters", loc="left", pad=12)
+    known = plan["trainable"].dropna()
+    title(ax, f"Trainable parameters: {known.min():,} to {known.max():,}" if len(known) else "Trainable parameters")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
 
@@ -74,9 +79,11 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, plan["method"])
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
     label_bars(ax, sizes["peak_bytes"], labels)
-    ax.set_title("Memory at the peak of a training step", loc="left", pad=12)
+    peaks = plan["peak_bytes"].dropna()
+    ends = f": {format_bytes(peaks.min())} to {format_bytes(peaks.max())}" if len(peaks) else ""
+    title(ax, f"Memory at the peak of a training step{ends}")
     ax.set(xlabel="memory (GiB)")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -116,7 +123,7 @@ def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None
     step = max(1, len(layers) // 14)
     shown = [layer for layer in layers if layer == -2 or (layer >= 0 and layer % step == 0)]
     ax.set_xticks(shown, ["outside" if layer == -2 else str(layer) for layer in shown])
-    ax.set_title("Where the weights are (grey), and where the adapter trains (discs)", loc="left", pad=12)
+    title(ax, "Where the weights are (grey), and where the adapter trains (discs)")
     ax.set(xlabel="layer")
     return ax
 
@@ -130,8 +137,3 @@ def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
 def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str:
     of_weights, of_trained = (grid.loc[component].sum() / max(grid.to_numpy().sum(), 1) for grid in (weights, trained))
     return f"weights {format_share(of_weights)}, training {format_share(of_trained)}"
-
-
-def _legend(ax: "Axes") -> None:
-    columns = min(5, len(ax.get_legend_handles_labels()[1]))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)

@@ -5,10 +5,12 @@ and the most memory reserved on an NVIDIA L40S in 5,000 steps of up to 768 token
 on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://pypi.org/project/fitcheck-llm/).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
+from base_model import format_bytes
 from base_model.adapters import plan_adapters
 from base_model.architecture import skeleton_of
 from base_model.plans import kv_cache_bytes
@@ -25,22 +27,23 @@ WITHIN = 0.10  # of a measured peak
 
 
 def check_plans() -> pd.DataFrame:
-    """The plans for Llama-3.2-3B beside published figures; columns `check`, `expected`, `found`, `difference`, `match`.
+    """The plans for Llama-3.2-3B beside published figures; needs no model on the disk.
 
-    Counts and files must be equal, peaks within 10%. Needs no model on the disk.
+    Columns: `check`, `expected`, `found` (both as text), `difference` (0.01 is 1%), `match`: counts and files must be
+    equal, peaks within 10%.
     """
     bitsandbytes()  # before peft, which imports it less quietly
     from transformers import LlamaConfig
 
     config = LlamaConfig(**LLAMA_3_2_3B)
-    rows = [_row(check, expected, found, 0.0) for check, expected, found in _counts(config)]
-    rows += [_row(check, expected, found, WITHIN) for check, expected, found in _peaks(config)]
-    return pd.DataFrame(rows)
+    counts = [_row(check, published, found, "{:,}".format, 0.0) for check, published, found in _counts(config)]
+    peaks = [_row(check, measured, found, format_bytes, WITHIN) for check, measured, found in _peaks(config)]
+    return pd.DataFrame(counts + peaks)
 
 
-def _row(check: str, expected: int, found: int, within: float) -> dict[str, Any]:
+def _row(check: str, expected: int, found: int, words: Callable[[int], str], within: float) -> dict[str, Any]:
     difference = found / expected - 1
-    row = {"check": check, "expected": expected, "found": found, "difference": difference}
+    row = {"check": check, "expected": words(expected), "found": words(found), "difference": difference}
     return row | {"match": abs(difference) <= within}
 
 
@@ -76,6 +79,6 @@ def _peaks(config: Any) -> list[tuple[str, int, int]]:
         ("QLoRA r16, 1 x 1024", 5_761_961_984, attention, 1024, 1, True),
     ]
     return [
-        (f"{name}: peak (bytes)", measured, int(plan_training(config, adapter, n, b, q, q, None)["peak_bytes"][0]))
+        (f"{name}: peak", measured, int(plan_training(config, adapter, n, b, q, q, None)["peak_bytes"][0]))
         for name, measured, adapter, n, b, q in runs
     ]

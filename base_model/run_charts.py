@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from base_model import format_share
-from base_model.charts import NEUTRAL, _legend, label_bars, name_rows, new_axes
+from base_model.charts import NEUTRAL, label_bars, legend, name_rows, new_axes, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(table)), speeds, color=NEUTRAL)
     name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
     label_bars(ax, speeds, [_run_label(run) for run in table.itertuples()])
-    ax.set_title("Speed: decoding, and the wait for the first token", loc="left", pad=12)
+    title(ax, "Speed: decoding, and the wait for the first token")
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax
 
@@ -37,9 +37,9 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(limits)), speeds, height=0.5, color=NEUTRAL, label="measured")
     name_rows(ax, limits["method"] + ", " + limits["device"] + ", " + limits["dtype"])
     label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
-    ax.set_title("Decoding speed, and its limit", loc="left", pad=12)
+    title(ax, "Decoding speed, and its limit")
     ax.set(xlabel="decoding speed (tokens/s)")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
