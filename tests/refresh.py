@@ -3,6 +3,7 @@
 The default model's pictures are drawn from a replica with its exact shapes and no weights, and say so.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ def main(executed: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         draw_replica(write_llama_3b(Path(scratch) / "float32" / "Llama-3.2-3B-Instruct"))
         draw_comparison(Path(scratch) / "bfloat16")
+        draw_plans(Path(scratch) / "bfloat16" / "Llama-3.2-3B-Instruct")
 
 
 def draw_replica(folder: Path) -> None:
@@ -47,6 +49,21 @@ def draw_comparison(scratch: Path) -> None:
         write_replica(scratch / name, config, "BF16", "5GB")
     ax = mt.plot_models(mt.compare_models([scratch / name for name in sizes]))
     _save(ax, CHARTS / "Llama-3.2-3B-Instruct" / "models.png", "Both stored as bfloat16")
+
+
+def draw_plans(folder: Path) -> None:
+    """What the default model will need, as the Hub stores it."""
+    edited = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(edited))
+    points = mt.insertion_points(folder, mt.default_adapters(folder)["LoRA r16, all linear"])
+    charts = {
+        "adapters.png": mt.plot_adapters(mt.plan_adapters(folder)),
+        "insertion.png": mt.plot_insertion(mt.read_tensors(folder), points),
+        "training.png": mt.plot_training(mt.compare_training(folder, tokens=1024)),
+    }
+    for name, ax in charts.items():
+        ax.figure.supxlabel(f"{folder.name} in bfloat16, measured on the meta device", fontsize=8, color="#555555")
+        mt.save_chart(ax, CHARTS / folder.name / name)
 
 
 def _save(ax: Any, path: Path, what: str) -> None:
