@@ -58,6 +58,12 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def class_names(config: Any) -> list[str]:
+    """The classes that a checkpoint says it is of; none where config.json does not say so."""
+    named = getattr(config, "architectures", None)
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
 def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
 
@@ -67,8 +73,7 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    named = [str(name) for name in config.architectures or []]
-    if named and not any(GENERATES.search(name) for name in named):
+    if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
         raise ModelError(
             f"config.json describes a {visible(named[0])}, which is no causal language model: no text is generated."
         )
@@ -92,7 +97,7 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     transformers would fill what is missing with random numbers, in memory, and only log it. `countable` says whether
     the parameters of the table are exact; otherwise only the layers are compared.
     """
-    layers = _layers(config)
+    layers = layers_of(config)
     stored = tensors["layer"].nunique()
     if layers > stored:
         raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
@@ -110,7 +115,7 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
         )
 
 
-def _layers(config: Any) -> int:
+def layers_of(config: Any) -> int:
     """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
     try:
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, ModelWarning
-from base_model.architecture import count_parameters, read_architecture, skeleton_of
+from base_model.architecture import class_names, count_parameters, layers_of, read_architecture, skeleton_of
 from base_model.checkpoint import Index, read_config, read_index, weight_files
 from base_model.counting import is_tied, quantization_of
 from base_model.headers import Header, read_valid_header
@@ -88,18 +88,19 @@ def _head(config: dict[str, Any], table: pd.DataFrame) -> Iterator[Check]:
 def _architecture(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
     """The parameters that transformers' own code builds from config.json, against those that the headers hold.
 
-    Nothing where config.json describes no causal language model (a ModelWarning says so) or more than one. What the
-    class leaves out on purpose when it loads (extra layers, old masks) is left out.
+    Nothing where config.json describes no causal language model (a ModelWarning says so) or more than one. Left out
+    are layers beyond the architecture's that its class skips on purpose: those that predict several tokens.
     """
     try:
-        skeleton = skeleton_of(read_architecture(folder))
+        config = read_architecture(folder)
+        skeleton = skeleton_of(config)
     except ModelError as error:
         warnings.warn(f"Parameters are not compared with the architecture: {error}", ModelWarning, stacklevel=4)
         return
-    named = read_config(folder).get("architectures") or [type(skeleton).__name__]
-    if type(skeleton).__name__ not in named:
+    if (named := class_names(config)) and type(skeleton).__name__ not in named:
         return  # the text model of a larger one
-    ignored = table["tensor"].map(
-        lambda name: any(re.search(rule, name) for rule in skeleton._keys_to_ignore_on_load_unexpected or ())
-    )
-    yield _compare("architecture: parameters", count_parameters(skeleton), int(table.loc[~ignored, "parameters"].sum()))
+    rules = skeleton._keys_to_ignore_on_load_unexpected or ()
+    beyond = table["layer"].fillna(-1) >= layers_of(config)
+    left_out = beyond & table["tensor"].map(lambda name: any(re.search(rule, name) for rule in rules))
+    found = int(table.loc[~left_out, "parameters"].sum())
+    yield _compare("architecture: parameters", count_parameters(skeleton), found)

@@ -74,7 +74,7 @@ def _measured(
         weights = list(stored_tensors(base))
         model = attach(base, adapter) if adapter is not None else base
         ledger = _opened(model, weights)
-        _run_steps(model.train(), ledger, tokens, batch)
+        _run_step(model.train(), ledger, tokens, batch)
     return ledger, _embedding_bytes(model)
 
 
@@ -95,27 +95,34 @@ def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | No
     return model
 
 
-def _run_steps(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
-    """Two steps with AdamW, since its state is there only after the first; the ledger is of the second."""
+def _run_step(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
+    """One step with AdamW, whose state is there already, as in every step but the first."""
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, foreach=True)  # what torch does on a GPU unless told otherwise
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
     try:
         with ledger:
-            for _ in range(2):
-                ledger.start()
-                output = model(input_ids=ids, labels=ids, use_cache=False)
-                output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
-                ledger.kind = "temporary"
-                optimizer.step()
-                for tensor in (value for state in optimizer.state.values() for value in state.values()):
-                    ledger.enter(tensor, "optimizer")
-                ledger.kind = "activations"
-                optimizer.zero_grad()
+            _update(optimizer, ledger)
+            ledger.start()
+            output = model(input_ids=ids, labels=ids, use_cache=False)
+            output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
+            _update(optimizer, ledger)
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(f"A training step cannot be measured without weights: {brief(error)}.") from error
+
+
+def _update(optimizer: Any, ledger: "Ledger") -> None:
+    """The optimizer's part of a step; what it keeps afterwards is its state, the rest was temporary."""
+    ledger.kind = "temporary"
+    optimizer.step()
+    for tensor in (value for state in optimizer.state.values() for value in state.values()):
+        ledger.enter(tensor, "optimizer")
+    ledger.kind = "activations"
+    optimizer.zero_grad()
 
 
 def _opened(model: Any, weights: list[Any]) -> "Ledger":

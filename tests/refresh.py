@@ -62,7 +62,9 @@ def draw_plans(folder: Path) -> None:
         "training.png": mt.plot_training(mt.compare_training(folder, tokens=1024)),
     }
     for name, ax in charts.items():
-        ax.figure.supxlabel(f"{folder.name} in bfloat16, measured on the meta device", fontsize=8, color="#555555")
+        step = "; one text of 1,024 tokens, AdamW" if name == "training.png" else ""
+        note = f"{folder.name} in bfloat16, measured on the meta device{step}"
+        ax.figure.supxlabel(note, fontsize=8, color="#555555")
         mt.save_chart(ax, CHARTS / folder.name / name)
 
 

@@ -500,23 +500,23 @@ ROWS = {
     # config.json
     **{f"config.json: {kind}": (write(CONFIG, content), "list read check load tokenizer", f"{CONFIG} ")
        for kind, content in NO_JSON.items()},
-    "config.json missing": (remove(CONFIG), "fetch load", f"{CONFIG} is missing"),
-    "config.json an empty object": (write(CONFIG, "{}"), "load", CONFIG),
+    "config.json missing": (remove(CONFIG), "fetch check load", {"check": "no config.json", "": f"{CONFIG} is missing"}),
+    "config.json an empty object": (write(CONFIG, "{}"), "check load", CONFIG),
     "config.json a pipe": (pipe(CONFIG), ALL, CONFIG),
     "config.json a folder": (directory(CONFIG), ALL, CONFIG),
     "config.json a link to nothing": (link(CONFIG, "nothing"), ALL, CONFIG),
     "config.json a link to itself": (link(CONFIG, CONFIG), ALL, CONFIG),
     "config.json a device": (link(CONFIG, "/dev/zero"), ALL, CONFIG),
     "config.json without model_type": (
-        lambda folder: write(CONFIG, json.dumps({"hidden_size": 32}))(folder), "load", "model_type",
+        lambda folder: write(CONFIG, json.dumps({"hidden_size": 32}))(folder), "check load", "model_type",
     ),
-    "config.json with labels without end": (config(num_labels=10**9), "load tokenizer", "num_labels"),
+    "config.json with labels without end": (config(num_labels=10**9), "check load tokenizer", "num_labels"),
     "config.json with nested labels without end": (
-        config(model_type="gemma3", text_config={"num_labels": 10**9}), "load tokenizer", "num_labels",
+        config(model_type="gemma3", text_config={"num_labels": 10**9}), "check load tokenizer", "num_labels",
     ),
-    "config.json with positions without end": (both(gptj, config(n_positions=10**9)), "load tokenizer", CONFIG),
-    "config.json of a larger model": (config(intermediate_size=96), "load", CONFIG),
-    "config.json of a smaller model": (config(num_hidden_layers=1), "load", ""),
+    "config.json with positions without end": (both(gptj, config(n_positions=10**9)), "check load tokenizer", CONFIG),
+    "config.json of a larger model": (config(intermediate_size=96), "check load", {"check": "33,056 26,912", "": CONFIG}),
+    "config.json of a smaller model": (config(num_hidden_layers=1), "check load", ""),
     "config.json of a model without a head": (config(tie_word_embeddings=False), "check load", ""),
     "a method that is not known": (
         config(quantization_config={"quant_method": "x\n"}), "list read check load", "method x\\n is not known",
@@ -552,10 +552,10 @@ ROWS = {
        for name in (GENERATION, "special_tokens_map.json", "added_tokens.json", "chat_template.json")
        for kind, content in NO_JSON.items() if kind in ("no JSON", "deep brackets", "a list", "not UTF-8", "zeros")},
     **{f"{name} a pipe": (pipe(name), None, "") for name in (GENERATION, TEMPLATE, "special_tokens_map.json", "vocab.json")},
-    "tensor names of anything": (header({"a\nb": ("F32", (2,)), "$\\frac": ("F32", (2,)), "": ("F32", (2,))}), "load", ""),
-    "a layer beyond 64 bits": (header({f"layers.{10**20}.x": ("F32", (2,))}), "load", ""),
+    "tensor names of anything": (header({"a\nb": ("F32", (2,)), "$\\frac": ("F32", (2,)), "": ("F32", (2,))}), "check load", ""),
+    "a layer beyond 64 bits": (header({f"layers.{10**20}.x": ("F32", (2,))}), "check load", ""),
     "code in the folder": (trap, GOOD, ""),
-    "code in the folder, no type": (both(trap, config(model_type="evil")), "load", "model_type"),
+    "code in the folder, no type": (both(trap, config(model_type="evil")), "check load", "model_type"),
 }  # fmt: skip
 
 

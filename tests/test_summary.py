@@ -45,7 +45,7 @@ def test_markdown_aligns_numbers_and_cuts_nothing():
 def test_headings_are_words_with_units():
     names = ["first_token_s", "tokens_per_s", "peak_bytes", "bytes", "kv_heads", "bits_per_parameter", "tensors"]
     assert mt.markdown_table(pd.DataFrame([[1] * 7] * 2, columns=names)).splitlines()[0] == (
-        "| first token (s) | tokens/s | peak | bytes | kv heads | bits per parameter | tensors |"
+        "| first token (s) | tokens/s | peak | bytes | KV heads | bits per parameter | tensors |"
     )
 
 
