@@ -29,7 +29,8 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     from peft import IA3Config, LNTuningConfig, LoraConfig
     from peft.utils import constants
 
-    linear, norms, kind = _modules(skeleton, linear=True), _modules(skeleton, linear=False), skeleton.config.model_type
+    linear, placed, kind = linear_modules(skeleton), _placed(skeleton), skeleton.config.model_type
+    norms = placed.loc[placed["component"] == "norm", "module"].str.rpartition(".")[2].unique()
     attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
     lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, attention)
     ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, list(linear))
@@ -48,51 +49,51 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     return adapters
 
 
-def _modules(skeleton: Any, linear: bool) -> dict[str, str]:
-    """The last names of the linear modules in the layers, or of the norms, each with its component."""
+def linear_modules(skeleton: Any) -> dict[str, str]:
+    """The last names of the linear modules in the layers, each with its component."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    names = [
-        name for name, module in skeleton.named_modules() if isinstance(getattr(module, "weight", None), torch.Tensor)
-    ]
-    layers, components = places([f"{name}.weight" for name in names], [1] * len(names))
-    found = {}
-    for name, layer, component in zip(names, layers, components, strict=True):
-        is_linear = isinstance(skeleton.get_submodule(name), torch.nn.Linear | Conv1D) and layer is not None
-        if is_linear if linear else component == "norm":
-            found[name.rpartition(".")[2]] = component
-    return found
+    linear = {name for name, one in skeleton.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
+    table = _placed(skeleton).dropna(subset="layer")
+    return {name.rpartition(".")[2]: part for name, _, part in table.itertuples(index=False) if name in linear}
+
+
+def _placed(skeleton: Any) -> pd.DataFrame:
+    """The modules that own a weight: `module`, `layer`, `component`."""
+    weights = [name for name, _ in skeleton.named_parameters(remove_duplicate=False) if name.endswith(".weight")]
+    layers, components = places(weights, [1] * len(weights))
+    modules = [name.removesuffix(".weight") for name in weights]
+    return pd.DataFrame({"module": modules, "layer": pd.array(layers, dtype="Int64"), "component": components})
 
 
 def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
     """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
-    given = adapters or default_adapters(skeleton_of(config))
-    excused: type[ModelError] = (
-        CannotBuildError if adapters else ModelError
-    )  # a default may not suit every architecture
-    rows = [_plan(config, name, adapter, excused) for name, adapter in given.items()]
+    plain = skeleton_of(config)
+    # A default may not suit every architecture, which is no reason to lose the others; what a user gives must be right.
+    excused: type[ModelError] = CannotBuildError if adapters else ModelError
+    given = adapters or default_adapters(plain)
+    rows = [{"adapter": name} | _plan(config, plain, adapter, excused) for name, adapter in given.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("trainable", "total", "file_bytes", "layers"), "Int64"))
 
 
-def _plan(config: Any, name: str, adapter: Any, excused: type[ModelError]) -> dict[str, Any]:
-    """The row of one adapter; what is absent becomes <NA>, and an `excused` error its note."""
+def _plan(config: Any, plain: Any, adapter: Any, excused: type[ModelError]) -> dict[str, Any]:
+    """The row of one adapter; an `excused` error is its only cell, the note."""
     try:
         model = attach(skeleton_of(config), adapter)
     except excused as error:
-        return {"adapter": name, "note": str(error)}
-    points = _points(model, skeleton_of(config))
+        return {"note": str(error)}
+    points = _points(model, plain)
     trainable, total = model.get_nb_trainable_parameters()
     return {
-        "adapter": name,
         "trainable": trainable,
         "total": total,
         "share": trainable / total,
         "file_bytes": _file_bytes(model),
         "targets": ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in points["module"])),
         "layers": points["layer"].nunique(),
-        "note": _note(points, skeleton_of(config), model.peft_config["default"]),
+        "note": _note(points, plain, model.peft_config["default"]),
     }
 
 
@@ -119,7 +120,7 @@ def attach(skeleton: Any, adapter: Any) -> Any:
     except (NotImplementedError, RuntimeError) as error:  # how torch refuses to read a value that is not there
         raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
     except Exception as error:  # each method checks its settings in its own way
-        names = ", ".join(_modules(skeleton, linear=True))
+        names = ", ".join(linear_modules(skeleton))
         raise ModelError(
             f"PEFT refuses this {type(adapter).__name__}: {brief(error)}. The linear modules are {names}."
         ) from error
@@ -157,8 +158,7 @@ def _note(points: pd.DataFrame, plain: Any, adapter: Any) -> str:
     targets = getattr(adapter, "target_modules", None)
     listed = targets if isinstance(targets, list | set) else []
     idle = sorted(target for target in listed if not any(_matches(module, target) for module in points["module"]))
-    names = [name for name, _ in plain.named_parameters()]
-    layers = pd.Series(places(names, [1] * len(names))[0], dtype="Int64").nunique()
+    layers = _placed(plain)["layer"].nunique()
     notes = [f"no module is called {', '.join(idle)}"] if idle else []
     if 0 < points["layer"].nunique() < layers:
         notes.append(f"acts in {points['layer'].nunique()} of {layers} layers")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 2**30
+OUTSIDE = -2  # the place of what is in no layer, clear of layer 0
 PRECISION_COLOURS = {"float32": "#D55E00", "bfloat16": "#0072B2", "int8": "#009E73", "nf4": "#CC79A7"}
 # The parts of training memory, as they are stacked; the embedding keeps its colour of the other charts.
 PARTS = {
@@ -94,43 +95,42 @@ def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None
     """
     weights, trained = (_grid(table, column) for table, column in ((tensors, "parameters"), (points, "trainable")))
     components = [one for one in COMPONENTS if one in weights.index or one in trained.index]
-    layers = range(-2, 1 + int(max(weights.columns.max(), trained.columns.max())))  # -2 is outside, -1 stays empty
+    layers = range(OUTSIDE, 1 + int(max(weights.columns.max(), trained.columns.max())))
     weights, trained = (grid.reindex(index=components, columns=layers, fill_value=0) for grid in (weights, trained))
     ax = new_axes(ax, 1.6 + 0.55 * len(components))
-    shades = (weights / max(weights.to_numpy().max(), 1)) ** 0.5  # the root lets a layer be seen beside the embedding
-    ax.imshow(
-        shades,
-        cmap="Greys",
-        vmin=0,
-        vmax=1.6,
-        aspect="auto",
-        extent=(-2.5, len(layers) - 2.5, len(components) - 0.5, -0.5),
-    )
-    largest = max(trained.to_numpy().max(), 1)
-    for row, component in enumerate(components):
-        areas = trained.loc[component] / largest * 90
-        ax.scatter(layers, [row] * len(layers), s=areas, color=COLOURS[component], edgecolor="white", linewidth=0.4)
-        ax.annotate(
-            _shares(component, weights, trained),
-            (1, row),
-            xytext=(8, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-        )
+    _tiles(ax, weights)
+    _discs(ax, trained)
     name_rows(ax, components)
-    ax.grid(visible=False)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    for row, component in enumerate(components):
+        ax.annotate(_shares(component, weights, trained), (1, row), xytext=(8, 0), **place)
     step = max(1, len(layers) // 14)
-    shown = [layer for layer in layers if layer == -2 or (layer >= 0 and layer % step == 0)]
-    ax.set_xticks(shown, ["outside" if layer == -2 else str(layer) for layer in shown])
+    shown = [layer for layer in layers if layer == OUTSIDE or (layer >= 0 and layer % step == 0)]
+    ax.set_xticks(shown, ["outside" if layer == OUTSIDE else str(layer) for layer in shown])
     title(ax, "Where the weights are (grey), and where the adapter trains (discs)")
     ax.set(xlabel="layer")
     return ax
 
 
+def _tiles(ax: "Axes", weights: pd.DataFrame) -> None:
+    """Shades of grey; the square root lets a layer be seen beside the embedding."""
+    shades = (weights / max(weights.to_numpy().max(), 1)) ** 0.5
+    rows, columns = weights.shape
+    extent = (OUTSIDE - 0.5, OUTSIDE + columns - 0.5, rows - 0.5, -0.5)
+    ax.imshow(shades, cmap="Greys", vmin=0, vmax=1.6, aspect="auto", extent=extent)
+    ax.grid(visible=False)
+
+
+def _discs(ax: "Axes", trained: pd.DataFrame) -> None:
+    areas = trained / max(trained.to_numpy().max(), 1) * 90  # square points
+    for row, component in enumerate(trained.index):
+        style: dict[str, Any] = {"color": COLOURS[component], "edgecolor": "white", "linewidth": 0.4}
+        ax.scatter(trained.columns, [row] * trained.shape[1], s=areas.loc[component], **style)
+
+
 def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
-    """Sums, components by layers; what is in no layer is in column -2."""
-    table = table.assign(layer=table["layer"].fillna(-2).astype(int))
+    """Sums, components by layers; what is in no layer is in column `OUTSIDE`."""
+    table = table.assign(layer=table["layer"].fillna(OUTSIDE).astype(int))
     return table.pivot_table(index="component", columns="layer", values=values, aggfunc="sum", fill_value=0)
 
 

@@ -37,17 +37,17 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     A method that cannot be measured for this architecture has <NA>, and its `note` says why.
     """
     adapters = default_adapters(skeleton_of(config))
-    lora, ia3 = adapters[f"LoRA r{RANK}"], adapters["IA-3"]
-    methods = [("full fine-tuning", None, False), (f"LoRA r{RANK}", lora, False), ("IA-3", ia3, False)]
-    methods.append((f"QLoRA r{RANK}", lora, True))
-    rows = [
-        [
-            method + (", checkpointing" if checkpointing else ""),
-            *_at_peak(config, adapter, tokens, batch, checkpointing, quantized),
-        ]
-        for checkpointing in (False, True)
-        for method, adapter, quantized in methods
+    lora = adapters[f"LoRA r{RANK}"]
+    methods = [
+        ("full fine-tuning", None, False),
+        (f"LoRA r{RANK}", lora, False),
+        ("IA-3", adapters["IA-3"], False),
+        (f"QLoRA r{RANK}", lora, True),
     ]
+    rows = []
+    for suffix, checkpointing in (("", False), (", checkpointing", True)):
+        for method, adapter, quantized in methods:
+            rows.append([method + suffix, *_at_peak(config, adapter, tokens, batch, checkpointing, quantized)])
     return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
 
 
