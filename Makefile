@@ -66,7 +66,7 @@ test: $(TEST_READY) demo-model
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile  # torch's threads would fight for the cores
 
 benchmark: $(TEST_READY) demo-model
 	$(BIN)/python -m tests.benchmark

@@ -15,6 +15,7 @@ RUN_COLUMNS = (
     "tokens_per_s", "spread", "total_s",
 )  # fmt: skip
 CONDITIONS = ("device", "dtype", "attention", "threads", "kernel", "load_first_token_s", "peak_bytes")
+SHOWN_ROWS = 40
 PACKAGES = ("torch", "transformers")
 
 
@@ -105,8 +106,15 @@ class Shown:
 
 
 def show(what: pd.DataFrame | str) -> Shown:
-    """For the last line of a cell: a table for people, numbers to the right, nothing cut off; or Markdown as text."""
-    return Shown(what if isinstance(what, str) else markdown_table(what))
+    """For the last line of a cell: a table for people, numbers to the right, no cell cut off; or Markdown as text.
+
+    Of a long table, a checkpoint of hundreds of shards, the first 40 rows, and how many more there are.
+    """
+    if isinstance(what, str):
+        return Shown(what)
+    more = len(what) - SHOWN_ROWS
+    rest = f"\n\n... and {more:,} more rows." if more > 0 else ""
+    return Shown(markdown_table(what.head(SHOWN_ROWS)) + rest)
 
 
 def _heading(column: str) -> str:

@@ -56,7 +56,7 @@ def test_real_weights_give_equal_tokens_and_an_answer(demo):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_times_add_up(loaded, method):
-    run = method(*loaded, PROMPT, max_new_tokens=20)
+    run = method(*loaded, PROMPT, max_new_tokens=20, runs=1)  # medians of several need not add up
     assert run.new_tokens == len(run.token_ids) == 20
     assert 0 < run.first_token_s < run.total_s
     assert run.tokens_per_s >= 19 / (run.total_s - run.first_token_s)

@@ -312,11 +312,11 @@ def test_where_only_the_length_is_wrong_the_header_can_still_be_read(fault, tmp_
 
 
 def within(seconds, path):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         return read_header(path)
     finally:
-        assert time.perf_counter() - start < seconds
+        assert time.process_time() - start < seconds
 
 
 def test_a_name_twice_among_many_is_found_at_once(tmp_path):
@@ -416,9 +416,9 @@ def test_300_000_tensors(tmp_path, colon, count):
     rows = (f'"t{colon}{number}":{text_of(dtype=json.dumps("U8"), shape="[1]", data_offsets=f"[{number},{number + 1}]")}'
             for number in range(count))  # fmt: skip
     (tmp_path / NAME).write_bytes(raw("{" + ",".join(rows) + "}", bytes(count)))
-    start = time.perf_counter()
+    start = time.process_time()
     table = mt.read_tensors(tmp_path)
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
     assert (len(table), table["parameters"].sum(), table["tensor"].iloc[-1]) == (count, count, f"t{colon}{count - 1}")
 
 

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 from tests.lab import browser_page, jupyter_lab, run_all
-from tests.test_notebook import CHARTS, NOTEBOOK, code_cells, printed
+from tests.test_notebook import CHARTS, NOTEBOOK, REPORT, code_cells, printed
 
 PAGE = re.search(r"PAGE := \$\(BIN\)/jupyter (.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)[1]
 
@@ -61,7 +61,7 @@ def test_papermill_runs_it_with_parameters(papermilled, toy):
     assert "26,912" in printed(notebook)
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    assert (papermilled.parent / "runs" / toy.name / CHARTS[0]).is_file()
+    assert sorted(path.name for path in (papermilled.parent / "runs" / toy.name).iterdir()) == sorted(CHARTS + REPORT)
 
 
 def test_run_all_in_jupyterlab(toy, tmp_path):

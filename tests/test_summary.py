@@ -202,3 +202,12 @@ def test_a_folder_that_is_a_file_and_a_report_that_is_not_there_are_told(toy, tm
         mt.write_report(toy, tmp_path / "file")
     with pytest.raises(mt.ModelError, match="write_report"):
         mt.read_report(tmp_path)
+
+
+def test_a_long_table_shows_its_beginning_and_says_so():
+    table = pd.DataFrame({"file": [f"f{number}" for number in range(100)]})
+    shown = repr(mt.show(table))
+    assert "| f39 |" in shown
+    assert "f40" not in shown
+    assert shown.endswith("... and 60 more rows.")
+    assert "more rows" not in repr(mt.show(table.head(40)))
