@@ -1,5 +1,8 @@
 """The rooms behind `model_tools`, and what all of them share: two messages and how to write a number."""
 
+import numbers
+
+MOST = 10**9  # tokens or texts; far above any model of today
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
@@ -9,6 +12,12 @@ class ModelError(Exception):
 
 class ModelWarning(UserWarning):
     """A number is still given, but read this first."""
+
+
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Stop where a number of tokens or texts is not a whole one within reason. Raises ModelError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= MOST:
+        raise ModelError(f"{name} is a whole number from {least} to {MOST:,}, not {value!r}.")
 
 
 def format_bytes(n: int) -> str:

@@ -69,10 +69,14 @@ def _placed(skeleton: Any) -> pd.DataFrame:
 
 def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
     """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
+    if not (adapters is None or isinstance(adapters, dict)):
+        raise ModelError(
+            f'Adapters are given by name, such as {{"mine": LoraConfig(r=8)}}, not as {type(adapters).__name__}.'
+        )
     plain = skeleton_of(config)
     # A default may not suit every architecture, which is no reason to lose the others; what a user gives must be right.
-    excused: type[ModelError] = CannotBuildError if adapters else ModelError
-    given = adapters or default_adapters(plain)
+    excused: type[ModelError] = ModelError if adapters is None else CannotBuildError
+    given = default_adapters(plain) if adapters is None else adapters
     rows = [{"adapter": name} | _plan(config, plain, adapter, excused) for name, adapter in given.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("trainable", "total", "file_bytes", "layers"), "Int64"))
@@ -113,6 +117,7 @@ def attach(skeleton: Any, adapter: Any) -> Any:
 
     if not isinstance(adapter, peft.PeftConfig):
         raise ModelError(f"An adapter is a PeftConfig, such as peft.LoraConfig(r=16), not {type(adapter).__name__}.")
+    names = ", ".join(linear_modules(skeleton))  # before PEFT changes it
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's remarks on training, of which there is none here
@@ -120,9 +125,8 @@ def attach(skeleton: Any, adapter: Any) -> Any:
     except (NotImplementedError, RuntimeError) as error:  # how torch refuses to read a value that is not there
         raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
     except Exception as error:  # each method checks its settings in its own way
-        names = ", ".join(linear_modules(skeleton))
         raise ModelError(
-            f"PEFT refuses this {type(adapter).__name__}: {brief(error)}. The linear modules are {names}."
+            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}. The linear modules are {names}."
         ) from error
 
 
@@ -155,9 +159,9 @@ def _owner(name: str, modules: dict[str, Any]) -> str:
 
 def _note(points: pd.DataFrame, plain: Any, adapter: Any) -> str:
     """What a reader would not expect: targets without a module, layers left out."""
-    targets = getattr(adapter, "target_modules", None)
-    listed = targets if isinstance(targets, list | set) else []
-    idle = sorted(target for target in listed if not any(_matches(module, target) for module in points["module"]))
+    modules, fields = [name for name, _ in plain.named_modules()], ("target_modules", "modules_to_save")
+    listed = [names for names in (getattr(adapter, field, None) for field in fields) if isinstance(names, list | set)]
+    idle = sorted(name for names in listed for name in names if not any(_matches(module, name) for module in modules))
     layers = _placed(plain)["layer"].nunique()
     notes = [f"no module is called {', '.join(idle)}"] if idle else []
     if 0 < points["layer"].nunique() < layers:

@@ -12,9 +12,11 @@ from base_model.checkpoint import read_config
 
 # Far above any model of today, by the ends of a setting's name: a slip must not fill the memory or run for hours.
 LIMITS = {
-    "layers": 2_000, "layer": 2_000, "heads": 10_000, "experts": 10_000, "labels": 100_000,
+    "layers": 2_000, "layer": 2_000, "blocks": 2_000, "expand": 1_000, "rank": 10**6,
+    "heads": 10_000, "experts": 10_000, "labels": 100_000,
     "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
 }  # fmt: skip
+FLOATS = ("float32", "bfloat16", "float16")
 GENERATES = re.compile("CausalLM|LMHead|ConditionalGeneration")  # in the name of a class
 MAX_BUFFER_BYTES = 2**30  # masks and position tables; a model of today has some megabytes
 # What may choose code, kernels or other weights than those that were checked, and so has no say here.
@@ -52,10 +54,20 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         limit = LIMITS.get(name.rpartition("_")[2])
         if limit and isinstance(value, int | float) and not abs(value) <= limit:  # NaN is refused, too
-            raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Download it again.")
+            raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Correct it.")
         if name not in STEERING and "_implementation" not in name:
+            _require_short(name, value)
             kept[name] = described(value) if isinstance(value, dict) else value
     return kept
+
+
+def _require_short(name: str, value: Any) -> None:
+    """Lists of kinds of layers may say how often each comes: a number there builds that many."""
+    if name.endswith("_types") and isinstance(value, list):
+        for part in value:
+            _require_short(name, part)
+    elif name.endswith("_types") and isinstance(value, int | float) and not abs(value) <= LIMITS["layers"]:
+        raise ModelError(f"config.json gives a number of {value:,} in {visible(name)}, which no model has. Correct it.")
 
 
 def class_names(config: Any) -> list[str]:
@@ -73,6 +85,8 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if dtype not in (None, *FLOATS):
+        raise ModelError(f"Weights are planned in {', '.join(FLOATS)}, not in {dtype!r}.")
     if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
         raise ModelError(
             f"config.json describes a {visible(named[0])}, which is no causal language model: no text is generated."

@@ -168,7 +168,7 @@ def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFram
 def legend(ax: "Axes") -> None:
     """The names of the colours, in rows below the axis, four lines of text down: clear of its label at any height."""
     count = len(ax.get_legend_handles_labels()[1])
-    columns = count if count <= 6 else 5  # six short names fill the width
+    columns = min(count, 5)  # as many as fill the width
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)
 
 

@@ -26,6 +26,8 @@ SETTINGS = {
 
 def model_table(models: Sequence[tuple[str | Path, Path, pd.DataFrame]]) -> pd.DataFrame:
     """One row for each `(model, folder, tensors)`; the columns are those of `compare_models`."""
+    if not models:
+        raise ModelError("No model was given to compare. Give folders or Hub ids in a list.")
     names = [Path(model).name for model, _, _ in models]
     labels = [name if names.count(name) == 1 else str(model) for name, (model, _, _) in zip(names, models, strict=True)]
     rows = [_row(folder, tensors) for _, folder, tensors in models]

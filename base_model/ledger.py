@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+MOST_OPERATIONS = 500_000  # a step of a model of 100 layers takes 50,000, some seconds
 ATTENTION = "base_model_efficient"  # the name under which transformers finds `efficient_attention`
 
 
@@ -21,6 +22,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.vocabulary = vocabulary
         self.kind = "activations"  # of what is made next
+        self.operations = 0
         self.alive: dict[
             int, tuple[str, int, Any]
         ] = {}  # by storage: kind, bytes, and the reference that tells its end
@@ -32,7 +34,10 @@ class Ledger(TorchDispatchMode):
         self.most, self.at_peak = Counter(self.now), Counter(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if self.operations > MOST_OPERATIONS:
+            raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
+        out = on_meta(func, args, kwargs or {})
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
@@ -59,7 +64,32 @@ class Ledger(TorchDispatchMode):
             self.now[kind] -= size
 
 
+class Unpadded(TorchDispatchMode):
+    """The meta device, with an answer to what model code asks of the input: see `on_meta`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return on_meta(func, args, kwargs or {})
+
+
+def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """One operation, where torch's meta device stops short of what a GPU does.
+
+    Masks ask whether all tokens are real, and of one sequence: they are. The product of a mixture of experts has a meta
+    kernel for bfloat16 only, a GPU multiplies the other dtypes, too.
+    """
+    first: Any = args[0] if args else None
+    aten = torch.ops.aten
+    meta = isinstance(first, torch.Tensor) and first.device.type == "meta"
+    if meta and func is aten._local_scalar_dense.default and first.dtype == torch.bool:
+        return True
+    if meta and func is aten._grouped_mm.default and first.dtype != torch.bfloat16:
+        left, right, *rest = args
+        return func(left.to(torch.bfloat16), right.to(torch.bfloat16), *rest, **kwargs).to(first.dtype)
+    return func(*args, **kwargs)
+
+
 def _key(tensor: torch.Tensor) -> int:
+    """The address of the storage itself: Python objects come and go for one and the same."""
     return tensor.untyped_storage()._cdata
 
 
@@ -94,7 +124,11 @@ def efficient_attention(
 
 def use_efficient_attention(model: Any) -> None:
     """Make a transformers model call `efficient_attention`; an architecture that cannot be told so keeps its own."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
+    if not model._supports_sdpa:  # attention sinks and the like: transformers runs the quadratic one
+        return
     AttentionInterface.register(ATTENTION, efficient_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)

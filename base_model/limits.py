@@ -140,6 +140,6 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     bandwidth, width = group["bandwidth_gib_s"].iloc[0], getattr(torch, dtype).itemsize
     models = " and ".join(f"{bandwidth * 2**30 / (count * width):.2g} for {name}" for name, count in SIZES.items())
     return (
-        f"On {device} these runs reach {group['share'].min():.0%} to {group['share'].max():.0%} of the limit that "
-        f"{bandwidth:.3g} GiB/s set; in {dtype} it is {models}, in tokens/s."
+        f"On {device} these runs reach {group['share'].min():.0%} to {group['share'].max():.0%} of the limit that a "
+        f"bandwidth of {bandwidth:.3g} GiB/s sets. In {dtype} this limit is {models} parameters, in tokens/s."
     )

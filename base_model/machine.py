@@ -28,7 +28,8 @@ def _cpu() -> tuple[str, str, int, int]:
     memory = psutil.virtual_memory()
     total, usable = memory.total, memory.available
     if (limit := _cgroup("memory.max")) is not None and limit < total:
-        total, usable = limit, min(usable, limit - (_cgroup("memory.current") or 0))
+        used = (_cgroup("memory.current") or 0) - _file_cache()
+        total, usable = limit, min(usable, limit - max(used, 0))
     return "cpu", platform.processor() or platform.machine(), total, max(usable, 0)
 
 
@@ -37,6 +38,13 @@ def _cgroup(name: str) -> int | None:
     path = CGROUP / name
     text = path.read_text().strip() if path.is_file() else ""
     return int(text) if text.isdecimal() else None
+
+
+def _file_cache() -> int:
+    """What the container's use counts, but gives back when asked: pages of files that were read."""
+    path = CGROUP / "memory.stat"
+    fields = dict(line.split() for line in path.read_text().splitlines()) if path.is_file() else {}
+    return int(fields.get("inactive_file", 0))
 
 
 def _accelerators() -> list[tuple[str, str, int, int]]:

@@ -77,12 +77,13 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     starts = parts.cumsum(axis=1) - parts
     for part in parts:
         ax.barh(range(len(plan)), parts[part], left=starts[part], color=PARTS[str(part)], label=part)
-    name_rows(ax, plan["method"])
+    name_rows(ax, plan["method"] if "method" in plan else ["step"] * len(plan))
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
     label_bars(ax, sizes["peak_bytes"], labels)
     peaks = plan["peak_bytes"].dropna()
     ends = f": {format_bytes(peaks.min())} to {format_bytes(peaks.max())}" if len(peaks) else ""
-    title(ax, f"Memory at the peak of a training step{ends}")
+    size = f" of {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan else ""
+    title(ax, f"Memory at the peak of a training step{size}{ends}")
     ax.set(xlabel="memory (GiB)")
     legend(ax)
     return ax
@@ -136,4 +137,4 @@ def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
 
 def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str:
     of_weights, of_trained = (grid.loc[component].sum() / max(grid.to_numpy().sum(), 1) for grid in (weights, trained))
-    return f"weights {format_share(of_weights)}, training {format_share(of_trained)}"
+    return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the training"

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, brief
+from base_model import ModelError, ModelWarning, brief, require_whole
 from base_model.architecture import skeleton_of
 from base_model.machine import this_machine
 from base_model.quantization import METHODS, quantize, stored_bytes
@@ -31,8 +32,10 @@ def kv_cache_bytes(skeleton: Any, tokens: int, batch: int = 1, dtype: Any = None
     has them. Where a longer forward contradicts that, all `tokens` are run. `dtype` ("bfloat16", or a torch dtype) is
     the skeleton's unless given. Raises ModelError for an architecture that shows no cache.
     """
-    if tokens < 1 or batch < 1:
-        raise ModelError(f"A cache holds at least 1 token of 1 sequence, not {tokens:,} of {batch:,}.")
+    if not hasattr(skeleton, "config"):
+        raise ModelError(f"The cache is measured on a skeleton: `skeleton({skeleton!r})` makes it.")
+    require_whole("tokens", tokens)
+    require_whole("batch", batch)
     return _cache_meter(skeleton.config, batch)(tokens, dtype or skeleton.dtype)
 
 
@@ -45,9 +48,11 @@ def _cache_meter(config: Any, batch: int = 1) -> Callable[[int, Any], int]:
     first, probe = (_cache_after(twin, tokens, batch) for tokens in (1, PROBE))
     grows = _bytes_of(_grown(first, PROBE), "bfloat16") == _bytes_of(probe, "bfloat16")
 
+    in_full = cache(lambda tokens: _cache_after(twin, tokens, batch))  # several precisions ask for the same
+
     def measure(tokens: int, dtype: Any) -> int:
         """The bytes of the cache after `tokens` tokens."""
-        return _bytes_of(_grown(first, tokens) if grows else _cache_after(twin, tokens, batch), dtype)
+        return _bytes_of(_grown(first, tokens) if grows else in_full(tokens), dtype)
 
     return measure
 
@@ -56,22 +61,24 @@ def _cache_after(skeleton: Any, tokens: int, batch: int) -> Any:
     """The cache that a forward of `tokens` tokens leaves."""
     import torch
 
+    from base_model.ledger import Unpadded
+
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Unpadded():
             output = skeleton.eval()(input_ids=ids, use_cache=True)
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(f"{type(skeleton).__name__} cannot be measured without weights: {brief(error)}.") from error
-    cache = output.get("past_key_values") or output.get("cache_params")
-    if not hasattr(cache, "layers"):
+    kept = output.get("past_key_values") or output.get("cache_params")
+    if not hasattr(kept, "layers"):
         raise ModelError(f"{type(skeleton).__name__} shows no cache: its size is not known here.")
-    return cache
+    return kept
 
 
-def _grown(cache: Any, tokens: int) -> Any:
+def _grown(short: Any, tokens: int) -> Any:
     """A copy of a cache of one token, after `tokens`; what does not grow, such as a recurrent state, stays."""
-    cache = deepcopy(cache)
-    for layer in cache.layers:
+    grown = deepcopy(short)
+    for layer in grown.layers:
         if tokens > 1 and getattr(layer, "keys", None) is not None:
             layer.update(
                 *(part.new_empty(*part.shape[:-2], tokens - 1, part.shape[-1]) for part in (layer.keys, layer.values))
@@ -79,16 +86,20 @@ def _grown(cache: Any, tokens: int) -> Any:
         if tokens > 1 and getattr(layer, "indexer_keys", None) is not None:  # sparse attention: its indexer's keys
             batch, _, size = layer.indexer_keys.shape
             layer.update_indexer(layer.indexer_keys.new_empty(batch, tokens - 1, size))
-    return cache
+    return grown
 
 
-def _bytes_of(cache: Any, dtype: Any) -> int:
+def _bytes_of(kept: Any, dtype: Any) -> int:
     """The floating-point tensors of every layer; those in bfloat16 are counted as `dtype`."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    leaves = tree_leaves([vars(layer) for layer in cache.layers])
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise ModelError(
+            f'A cache is kept as "float32", "bfloat16", "float16" or another float of torch, not {dtype!r}.'
+        )
+    leaves = tree_leaves([vars(layer) for layer in kept.layers])
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
     return sum(one.numel() * (wanted if one.dtype == torch.bfloat16 else one.dtype).itemsize for one in tensors)
 
@@ -100,25 +111,30 @@ def weights_bytes(config: Any, precision: str) -> int:
     return stored_bytes(skeleton_of(config, precision))
 
 
-def plan_inference(config: Any, contexts: Iterable[int] | None, device: str | None = None) -> pd.DataFrame:
+def plan_inference(config: Any, contexts: Iterable[int] | int | None, device: str | None = None) -> pd.DataFrame:
     """What running takes, in `COLUMNS`, for every precision and context, against the device's free memory.
 
     Where the architecture shows no cache, its columns are <NA> and a ModelWarning says so.
     """
     machine = this_machine().set_index("device")["usable_bytes"]
-    device = device or str(machine.index[-1])
+    device = str(machine.index[-1]) if device is None else device
     if device not in machine:
         raise ModelError(f"This machine has no device {device!r}. It has: {', '.join(machine.index)}.")
     usable, measure = int(machine[device]), _meter_or_none(config)
-    contexts = list(contexts or _usual_contexts(config))
+    if contexts is None:
+        contexts = _usual_contexts(config)
+    contexts = [contexts] if isinstance(contexts, int | str) else list(contexts)
+    for tokens in contexts:
+        require_whole("A context", tokens)
     rows = []
     for precision in PRECISIONS:
         weights, dtype = weights_bytes(config, precision), "float32" if precision == "float32" else "bfloat16"
         largest = _largest_context(config, measure, dtype, usable - weights)
         for tokens in contexts:
-            cache = None if measure is None else measure(tokens, dtype)
-            total = None if cache is None else weights + cache
-            rows.append((precision, tokens, weights, cache, total, device, usable, _verdict(total, usable), largest))
+            kept = None if measure is None else measure(tokens, dtype)
+            total = None if kept is None else weights + kept
+            verdict = _verdict(total, usable, tokens <= _made_for(config))
+            rows.append((precision, tokens, weights, kept, total, device, usable, verdict, largest))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("kv_cache_bytes", "total_bytes", "largest_context"), "Int64"))
 
@@ -142,9 +158,11 @@ def _meter_or_none(config: Any) -> Callable[[int, Any], int] | None:
         return None
 
 
-def _verdict(total: int | None, usable: int) -> str:
+def _verdict(total: int | None, usable: int, made_for: bool) -> str:
     if total is None:
         return "unknown"
+    if not made_for:
+        return "beyond the model"
     return "does not fit" if total > usable else "tight" if total > TIGHT * usable else "fits"
 
 
@@ -153,6 +171,8 @@ def _largest_context(config: Any, measure: Callable[[int, Any], int] | None, dty
     if measure is None:
         return None
     low, high = 0, _made_for(config)
+    if measure(high, dtype) <= room:  # most often; and one forward instead of twenty for a cache that is run in full
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if measure(middle, dtype) <= room else (low, middle - 1)

@@ -76,7 +76,7 @@ def _peaks(config: Any) -> list[tuple[str, int, int]]:
         ("LoRA r32, 4 x 768", 22_292_725_760, LoraConfig(r=32, **task), 768, 4, False),
         ("DoRA r32, 4 x 768", 24_532_484_096, LoraConfig(r=32, use_dora=True, **task), 768, 4, False),
         ("IA-3, 4 x 768", 23_234_347_008, IA3Config(**task), 768, 4, False),
-        ("QLoRA r16, 1 x 1024", 5_761_961_984, attention, 1024, 1, True),
+        ("QLoRA r16, 1 x 1024, checkpointing", 5_761_961_984, attention, 1024, 1, True),
     ]
     return [
         (f"{name}: peak", measured, int(plan_training(config, adapter, n, b, q, q, None)["peak_bytes"][0]))

@@ -121,6 +121,7 @@ def _heading(column: str) -> str:
     """A column's name for people: `first_token_s` is `first token (s)`; bytes have their unit in the cell."""
     if column.endswith("_gib_s"):
         return f"{column.removesuffix('_gib_s')} (GiB/s)"
+    column = column.replace("load_first", "load_and_first")
     words = re.sub("^kv ", "KV ", column.replace("_per_s", "/s").removesuffix("_bytes").replace("_", " "))
     return f"{words.removesuffix(' s')} (s)" if words.endswith(" s") else words
 

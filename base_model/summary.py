@@ -11,20 +11,28 @@ import pandas as pd
 
 from base_model import ModelError
 from base_model.charts import plot_components, plot_layers, plot_parameters, plot_storage, save_chart
+from base_model.plan_charts import plot_adapters, plot_memory, plot_training
 from base_model.report import compare_runs, escape, markdown_table, takeaways
-from base_model.run_charts import plot_runs
+from base_model.run_charts import plot_limits, plot_runs
 
 SCHEMA = "base_model_visualize/report/1"  # the number grows when a name or a meaning changes
 UNITS = {
     "*_bytes": "bytes",
     "*_s": "seconds",
+    "*_per_s": "tokens per second",
     "bytes": "bytes",
-    "*_share, share": "of all parameters, 0 to 1",
+    "*_share, share": "0 to 1, of the whole that the table is about",
     "parameters": "logical parameters, tied ones once",
     "bits_per_parameter": "bits, as stored",
 }
 RENAMED = {"size": "size_bytes"}  # the unit in the name, for readers who have only the file
-PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "peft", "pandas", "matplotlib")
+PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "peft", "bitsandbytes", "pandas", "matplotlib")
+OF_TABLES = {  # those that have a chart and a takeaway of their own
+    "inference": ("memory.png", plot_memory),
+    "adapters": ("adapters.png", plot_adapters),
+    "training": ("training.png", plot_training),
+    "limits": ("speed-limit.png", plot_limits),
+}
 LONG = 20  # rows; a longer table is folded in report.md
 
 
@@ -38,28 +46,34 @@ def save_report(
     folder cannot be written, or holds a report.json of something else.
     """
     page, runs = folder / "report.md", tables.get("runs", compare_runs([]))
+    plans = {name: tables[name] for name in OF_TABLES if name in tables}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _require_own(folder / "report.json")
-        titles = _draw(folder, tables["files"], tensors, runs)
+        titles = _draw(folder, tables, tensors, runs)
         text = json.dumps(_content(model, tables), indent=1, ensure_ascii=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        page.write_text(_page(model, tables, titles, takeaways(tables["files"], tensors, runs)), encoding="utf-8")
+        page.write_text(
+            _page(model, tables, titles, takeaways(tables["files"], tensors, runs, **plans)), encoding="utf-8"
+        )
     except OSError as error:
         raise ModelError(f"The report cannot be written to {folder}: {error.strerror}. Give another folder.") from error
     return page
 
 
-def _draw(folder: Path, files: pd.DataFrame, tensors: pd.DataFrame, runs: pd.DataFrame) -> dict[str, str]:
+def _draw(
+    folder: Path, tables: Mapping[str, pd.DataFrame], tensors: pd.DataFrame, runs: pd.DataFrame
+) -> dict[str, str]:
     """Save the charts under the notebook's names; gives `{file: title}`, which is the text for who cannot see them."""
     import matplotlib.pyplot as plt
 
     charts = {
-        "storage-footprint.png": plot_storage(files),
+        "storage-footprint.png": plot_storage(tables["files"]),
         "parameter-count.png": plot_parameters(tensors),
         "components.png": plot_components(tensors),
         "layers.png": plot_layers(tensors),
         **({} if runs.empty else {"speed.png": plot_runs(runs)}),
+        **{file: plot(tables[name]) for name, (file, plot) in OF_TABLES.items() if len(tables.get(name, ()))},
     }
     for name, ax in charts.items():
         save_chart(ax, folder / name)

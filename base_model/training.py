@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
+from base_model import ModelError, brief, require_whole
 from base_model.adapters import RANK, attach, default_adapters
 from base_model.architecture import skeleton_of
 from base_model.quantization import quantize, stored_tensors
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
 COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
-METHOD_COLUMNS = ("method", *COLUMNS, "note")
+METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
 
 
 def plan_training(
@@ -36,6 +36,8 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
 
     A method that cannot be measured for this architecture has <NA>, and its `note` says why.
     """
+    require_whole("tokens", tokens, least=2)
+    require_whole("batch", batch)
     adapters = default_adapters(skeleton_of(config))
     lora = adapters[f"LoRA r{RANK}"]
     methods = [
@@ -47,7 +49,9 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     rows = []
     for suffix, checkpointing in (("", False), (", checkpointing", True)):
         for method, adapter, quantized in methods:
-            rows.append([method + suffix, *_at_peak(config, adapter, tokens, batch, checkpointing, quantized)])
+            rows.append(
+                [method + suffix, batch, tokens, *_at_peak(config, adapter, tokens, batch, checkpointing, quantized)]
+            )
     return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
 
 
@@ -64,18 +68,20 @@ def _measured(
     config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
 ) -> tuple["Ledger", int]:
     """The ledger of one step, and the bytes of the embedding."""
-    if tokens < 2 or batch < 1:
-        raise ModelError(f"A step needs at least 2 tokens of 1 sequence, not {tokens:,} of {batch:,}.")
+    require_whole("tokens", tokens, least=2)  # the first is not predicted
+    require_whole("batch", batch)
+    if not isinstance(quantized, bool):
+        raise ModelError(f"`quantized` is True for NF4, or False, not {quantized!r}: training on int8 is not planned.")
     if quantized and adapter is None:
         raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' remarks on training for real
         base = _prepared(config, checkpointing, quantized, dtype)
-        weights = list(stored_tensors(base))
+        weights, embedding = list(stored_tensors(base)), _embedding_bytes(base)
         model = attach(base, adapter) if adapter is not None else base
         ledger = _opened(model, weights)
         _run_step(model.train(), ledger, tokens, batch)
-    return ledger, _embedding_bytes(model)
+    return ledger, embedding
 
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
@@ -90,8 +96,11 @@ def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | No
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        try:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        except (ValueError, NotImplementedError) as error:  # as transformers refuses it for some architectures
+            raise ModelError(f"Take checkpointing=False: {brief(error)}") from error
     return model
 
 
@@ -100,6 +109,8 @@ def _run_step(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
     optimizer = torch.optim.AdamW(trained, foreach=True)  # what torch does on a GPU unless told otherwise
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     for parameter in trained:
@@ -112,7 +123,9 @@ def _run_step(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
             output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
             _update(optimizer, ledger)
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"A training step cannot be measured without weights: {brief(error)}.") from error
+        raise ModelError(
+            f"A training step of this architecture cannot be measured without weights: {brief(error)}."
+        ) from error
 
 
 def _update(optimizer: Any, ledger: "Ledger") -> None:

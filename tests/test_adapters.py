@@ -175,6 +175,24 @@ def test_targets_that_match_in_part_are_told(toy):
     assert list(table["note"]) == ["no module is called w_proj", "acts in 1 of 2 layers"]
 
 
+def test_notes_are_about_the_model_not_about_the_choice(toy):
+    import peft
+
+    given = {
+        "excluded": peft.LoraConfig(target_modules="all-linear", exclude_modules=["q_proj"]),
+        "saved": peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["nope"]),
+    }
+    assert list(mt.plan_adapters(toy, given)["note"]) == ["", "no module is called nope"]
+
+
+def test_adapters_are_given_by_name(toy):
+    import peft
+
+    with pytest.raises(mt.ModelError, match="given by name"):
+        mt.plan_adapters(toy, peft.LoraConfig())
+    assert mt.plan_adapters(toy, {}).empty
+
+
 def test_a_method_that_looks_at_the_weights_says_so(toy):
     import peft
 

@@ -134,7 +134,7 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert table["limit_tokens_per_s"].tolist() == [32.0, 32.0]
     assert table["share"].tolist() == [0.5, 0.25]
     words = mt.limits_in_words(table)
-    assert "25% to 50% of the limit that 8 GiB/s set" in words
+    assert "25% to 50% of the limit that a bandwidth of 8 GiB/s sets" in words
     assert f"{8 * 2**30 / (2 * 1_235_814_400):.2g} for 1B and {8 * 2**30 / (2 * 3_212_749_824):.2g} for 3B" in words
     labels = [text.get_text() for text in mt.plot_limits(table).texts]
     assert labels == ["16.0 of 32.0 tokens/s, 50.0%", "8.0 of 32.0 tokens/s, 25.0%"]

@@ -73,7 +73,7 @@ def test_insertion_lays_the_adapter_over_the_model(toy):
     assert names == ["embedding", "attention", "mlp", "norm"]
     assert list(sizes["attention"] > 0) == [False, False, False, True]  # outside, the gap, layers 0 and 1
     assert not sizes["mlp"].any()
-    assert ax.texts[1].get_text().endswith("training 100.0%")
+    assert ax.texts[1].get_text().endswith(", 100.0% of the training")
     shades = ax.images[0].get_array()
     assert shades[0, 0] > 0 == shades[0, 2]  # the embedding is outside of the layers
     assert shades[1, 2] > 0

@@ -131,7 +131,7 @@ def test_llama_3_8b_takes_256_mib_at_2048_tokens():
 
 
 def test_a_cache_of_nothing_is_refused(toy):
-    with pytest.raises(mt.ModelError, match="at least 1 token"):
+    with pytest.raises(mt.ModelError, match="tokens is a whole number from 1"):
         mt.kv_cache_bytes(mt.skeleton(toy), 0)
 
 
@@ -243,6 +243,39 @@ def test_contexts_end_where_the_model_does(toy, llama_3b, roomy):
     assert mt.plan_inference(toy)["largest_context"].eq(512).all()
 
 
+@pytest.mark.parametrize("context", [0, -5, 2.5, "5", None, 10**19, True])
+def test_odd_contexts_are_refused(toy, context):
+    with pytest.raises(mt.ModelError, match="whole number"):
+        mt.plan_inference(toy, contexts=[context])
+    with pytest.raises(mt.ModelError, match="whole number"):
+        mt.kv_cache_bytes(mt.skeleton(toy), context)
+
+
+@pytest.mark.parametrize("dtype", ["nn", "int8", 3])
+def test_odd_dtypes_are_refused(toy, dtype):
+    with pytest.raises(mt.ModelError, match="A cache is kept as"):
+        mt.kv_cache_bytes(mt.skeleton(toy), 4, dtype=dtype)
+
+
+def test_a_context_beyond_the_model_is_told(toy, roomy):
+    assert set(mt.plan_inference(toy, contexts=[100_000])["verdict"]) == {"beyond the model"}
+
+
+def test_padding_is_no_reason_to_know_nothing():
+    config = config_of("gpt2", pad_token_id=0)
+    assert mt.kv_cache_bytes(skeleton_of(config), 10) == mt.kv_cache_bytes(skeleton_of(config_of("gpt2")), 10)
+
+
+def test_numbers_without_end_are_refused_wherever_they_stand(tmp_path):
+    for settings in (
+        {"model_type": "xlstm", "num_blocks": 10**6},
+        {"model_type": "gpt_neo", "attention_types": [[["global"], 10**8]]},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(mt.ModelError, match="which no model has"):
+            mt.skeleton(tmp_path)
+
+
 def test_an_absent_device_is_named(toy):
     with pytest.raises(mt.ModelError, match=r"no device 'cuda:7'.*cpu"):
         mt.plan_inference(toy, device="cuda:7")
@@ -258,6 +291,8 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text("400000\n")
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     assert tuple(mt.this_machine().loc[0, ["total_bytes", "usable_bytes"]]) == (1_000_000, 600_000)
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 300000\n")
+    assert mt.this_machine().loc[0, "usable_bytes"] == 900_000  # files that were read are given back
     (tmp_path / "memory.max").write_text("max\n")
     assert mt.this_machine().loc[0, "total_bytes"] > 1_000_000
 

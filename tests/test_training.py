@@ -161,16 +161,59 @@ def test_a_step_can_be_measured_for_many_architectures(kind):
 def test_a_method_that_cannot_be_measured_says_why():
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model("rwkv", vocab_size=260, hidden_size=64, num_hidden_layers=2, dtype="bfloat16")
+    config = AutoConfig.for_model("ctrl", vocab_size=260, n_embd=32, dff=64, n_layer=2, n_head=4, n_positions=64)
     table = compare_training(config, tokens=8, batch=1)
-    assert len(table) == 8
-    unknown = table[table["peak_bytes"].isna()]
-    assert unknown["note"].str.contains("without weights|PEFT refuses").all()
-    assert mt.plot_training(table).texts
+    notes = table.set_index("method")["note"]
+    assert (table["peak_bytes"].isna() == (table["note"] != "")).all()
+    assert "checkpointing=False" in notes["full fine-tuning, checkpointing"]
+    assert notes["full fine-tuning"] == ""
+    assert "n/a" in [text.get_text() for text in mt.plot_training(table).texts]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt2"])
+def test_experts_and_padding_are_measured_in_every_way(kind):
+    import peft
+
+    config = config_of(kind, dtype="float32", pad_token_id=0)
+    adapter = peft.LoraConfig(target_modules="all-linear" if kind == "gpt2" else ["q_proj"], task_type="CAUSAL_LM")
+    for given, quantized in ((None, False), (adapter, False), (adapter, True)):
+        assert plan_training(config, given, 16, 1, False, quantized, None)["peak_bytes"][0] > 0
+
+
+def test_attention_that_has_no_efficient_kernel_keeps_its_matrices():
+    small = {"vocab_size": 260, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("gpt_oss", **small, **heads, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    short, long = (
+        plan_training(config, None, n, 1, False, False, "bfloat16")["activations_bytes"][0] for n in (256, 1024)
+    )
+    assert long > 8 * short  # linear would be 4
+
+
+def test_the_adapters_copy_of_the_embedding_is_not_the_embedding(toy):
+    import peft
+
+    adapter = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    assert mt.plan_training(toy, adapter, tokens=8).loc[0, "embedding_bytes"] == 260 * 32 * 4
+
+
+def test_an_architecture_that_takes_tokens_one_by_one_is_no_wait(monkeypatch):
+    monkeypatch.setattr("base_model.ledger.MOST_OPERATIONS", 500)
+    with pytest.raises(mt.ModelError, match="tokens are taken one by one"):
+        plan_training(config_of("llama"), None, 24, 1, False, False, None)
 
 
 def test_what_makes_no_sense_is_refused(toy):
+    import peft
+
     with pytest.raises(mt.ModelError, match="give an adapter"):
         mt.plan_training(toy, None, tokens=8, quantized=True)
-    with pytest.raises(mt.ModelError, match="at least 2 tokens"):
-        mt.plan_training(toy, None, tokens=1)
+    for tokens in (1, "5", 2.5):
+        with pytest.raises(mt.ModelError, match="whole number from 2"):
+            mt.plan_training(toy, None, tokens=tokens)
+    with pytest.raises(mt.ModelError, match="whole number"):
+        mt.compare_training(toy, batch=0)
+    with pytest.raises(mt.ModelError, match="Nothing is trained"):
+        mt.plan_training(toy, peft.LoraConfig(inference_mode=True), tokens=8)
