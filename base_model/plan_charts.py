@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 2**30
-OUTSIDE = -2  # the place of what is in no layer, clear of layer 0
+OUTSIDE = -3  # the place of what is in no layer, clear of layer 0
 PRECISION_COLOURS = {"float32": "#D55E00", "bfloat16": "#0072B2", "int8": "#009E73", "nf4": "#CC79A7"}
 # The parts of training memory, as they are stacked; the embedding keeps its colour of the other charts.
 PARTS = {
@@ -82,8 +82,8 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     label_bars(ax, sizes["peak_bytes"], labels)
     peaks = plan["peak_bytes"].dropna()
     ends = f": {format_bytes(peaks.min())} to {format_bytes(peaks.max())}" if len(peaks) else ""
-    size = f" of {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan else ""
-    title(ax, f"Memory at the peak of a training step{size}{ends}")
+    size = f", {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan else ""
+    title(ax, f"Peak of a training step{size}{ends}")
     ax.set(xlabel="memory (GiB)")
     legend(ax)
     return ax

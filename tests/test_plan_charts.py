@@ -71,12 +71,12 @@ def test_insertion_lays_the_adapter_over_the_model(toy):
     names = [label.get_text() for label in ax.get_yticklabels()]
     sizes = {name: discs.get_sizes() for name, discs in zip(names, ax.collections, strict=True)}
     assert names == ["embedding", "attention", "mlp", "norm"]
-    assert list(sizes["attention"] > 0) == [False, False, False, True]  # outside, the gap, layers 0 and 1
+    assert list(sizes["attention"] > 0) == [False, False, False, False, True]  # outside, a gap of two, layers 0 and 1
     assert not sizes["mlp"].any()
     assert ax.texts[1].get_text().endswith(", 100.0% of the training")
     shades = ax.images[0].get_array()
-    assert shades[0, 0] > 0 == shades[0, 2]  # the embedding is outside of the layers
-    assert shades[1, 2] > 0
+    assert shades[0, 0] > 0 == shades[0, 3]  # the embedding is outside of the layers
+    assert shades[1, 3] > 0
 
 
 def test_the_same_plan_gives_the_same_picture(training, tmp_path):
