@@ -2,7 +2,7 @@
 
 PEFT's own comparison (https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA) gives counts, files,
 and the most memory reserved on an NVIDIA L40S in 5,000 steps of up to 768 tokens. QLoRA's peak is what was allocated
-on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://pypi.org/project/fitcheck-llm/).
+on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://github.com/Anassbzdd/fitcheck).
 """
 
 from collections.abc import Callable
