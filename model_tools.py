@@ -223,7 +223,7 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
     `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
     """
     more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
-    tables = {"model": compare_models([model]), "files": files}
+    tables = {"model": model_table([(model, folder_of(model), tensors)]), "files": files}
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}

@@ -13,7 +13,7 @@ from base_model.faults import memory_error, out_of_memory
 from base_model.kernels import use_onednn
 from base_model.limits import bytes_per_token
 from base_model.loading import load_model, release_memory
-from base_model.timing import Clock, Generation, Pass, summary
+from base_model.timing import Clock, Generation, Pass, require_some, summary
 
 
 def load_and_run(folder: Path, device: str, prompt: str, max_new_tokens: int) -> list[Generation]:
@@ -99,8 +99,7 @@ def _measure(
     method: str, model: Any, tokenizer: Any, run: Run, max_new_tokens: int, runs: int, stream: bool
 ) -> Generation:
     """Time `runs` runs after a short warm-up: the first call pays for kernels and buffers that later ones reuse."""
-    if max_new_tokens < 1 or runs < 1:
-        raise ModelError(f"max_new_tokens is {max_new_tokens} and runs is {runs}; ask for at least 1 of each.")
+    require_some(max_new_tokens, runs)
     try:
         _reset_peak(model.device)
         passes, stopped = _passes(model, tokenizer, run, max_new_tokens, runs, stream)

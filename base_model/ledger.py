@@ -23,9 +23,8 @@ class Ledger(TorchDispatchMode):
         self.vocabulary = vocabulary
         self.kind = "activations"  # of what is made next
         self.operations = 0
-        self.alive: dict[
-            int, tuple[str, int, Any]
-        ] = {}  # by storage: kind, bytes, and the reference that tells its end
+        # By storage: its kind, its bytes, and the reference that tells its end.
+        self.alive: dict[int, tuple[str, int, Any]] = {}
         self.now: Counter[str] = Counter()
         self.start()
 

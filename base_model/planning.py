@@ -12,13 +12,17 @@ from base_model.architecture import read_architecture, skeleton_of
 from base_model.locate import folder_of
 
 
+def _config(model: str | Path) -> Any:
+    return read_architecture(folder_of(model))
+
+
 def skeleton(model: str | Path) -> Any:
     """The model on torch's meta device, from its config.json alone: every shape, no weights, no memory.
 
     Dense, whatever the quantisation of the checkpoint; tied weights stay tied. Raises ModelError for a model that needs
     code of its own or is not a causal language model.
     """
-    return skeleton_of(read_architecture(folder_of(model)))
+    return skeleton_of(_config(model))
 
 
 def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, device: str | None = None) -> pd.DataFrame:
@@ -28,7 +32,7 @@ def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, dev
     `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
     80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
     """
-    return plans.plan_inference(read_architecture(folder_of(model)), contexts, device)
+    return plans.plan_inference(_config(model), contexts, device)
 
 
 def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -38,7 +42,7 @@ def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> 
     `layers` (it acts in), `note` (targets that match nothing, layers left out, methods that need real weights).
     Raises ModelError for a config whose targets match nothing, or that PEFT refuses.
     """
-    return adapter_room.plan_adapters(read_architecture(folder_of(model)), adapters)
+    return adapter_room.plan_adapters(_config(model), adapters)
 
 
 def default_adapters(model: str | Path) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def insertion_points(model: str | Path, adapter: Any) -> pd.DataFrame:
 
     Columns: `module`, `layer` (Int64), `component`, `shape` (of the module's weight), `trainable` (parameters).
     """
-    return adapter_room.insertion_points(read_architecture(folder_of(model)), adapter)
+    return adapter_room.insertion_points(_config(model), adapter)
 
 
 def plan_training(
@@ -70,7 +74,7 @@ def plan_training(
     `embedding_bytes` (of the weights); `peak_bytes`, the most at one time. `quantized` is QLoRA's NF4 without double
     quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
     """
-    config = read_architecture(folder_of(model))
+    config = _config(model)
     return training.plan_training(config, adapter, tokens, batch, checkpointing, quantized, dtype)
 
 
@@ -79,4 +83,4 @@ def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> p
 
     The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
     """
-    return training.compare_training(read_architecture(folder_of(model)), tokens, batch)
+    return training.compare_training(_config(model), tokens, batch)

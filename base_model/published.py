@@ -12,7 +12,7 @@ import pandas as pd
 
 from base_model import format_bytes
 from base_model.adapters import plan_adapters
-from base_model.architecture import skeleton_of
+from base_model.architecture import count_parameters, skeleton_of
 from base_model.plans import kv_cache_bytes
 from base_model.quantization import bitsandbytes
 from base_model.training import plan_training
@@ -56,7 +56,7 @@ def _counts(config: Any) -> list[tuple[str, int, int]]:
     }).set_index("adapter")  # fmt: skip
     skeleton = skeleton_of(config)
     return [
-        ("parameters", 3_212_749_824, sum(parameter.numel() for parameter in skeleton.parameters())),
+        ("parameters", 3_212_749_824, count_parameters(skeleton)),
         ("KV cache per token (bytes)", 114_688, kv_cache_bytes(skeleton, 1)),
         ("LoRA r32: trainable", 9_175_040, int(adapters["trainable"]["LoRA r32"])),
         ("LoRA r32: file (bytes)", 36_715_216, int(adapters["file_bytes"]["LoRA r32"])),

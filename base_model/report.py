@@ -187,19 +187,23 @@ def _on_memory(inference: pd.DataFrame) -> str:
 
 
 def _on_adapters(adapters: pd.DataFrame) -> str:
-    known = adapters.dropna(subset="trainable").sort_values("trainable")
-    if known.empty:
+    ends = [f"{row.adapter} trains {row.trainable:,} ({row.share:.4%})" for row in _ends(adapters, "trainable")]
+    if not ends:
         return "**Adapters.** None of them can be planned for this architecture."
-    ends = [f"{row.adapter} trains {row.trainable:,} ({row.share:.4%})" for row in known.iloc[[0, -1]].itertuples()]
-    return f"**Adapters.** {ends[0]}, {ends[1]} parameters."
+    return f"**Adapters.** {', '.join(ends)} parameters."
 
 
 def _on_training(training: pd.DataFrame) -> str:
-    known = training.dropna(subset="peak_bytes").sort_values("peak_bytes")
-    if known.empty:
+    ends = [f"{row.method} {format_bytes(row.peak_bytes)}" for row in _ends(training, "peak_bytes")]
+    if not ends:
         return "**Training.** No step can be measured for this architecture."
-    ends = [f"{row.method} {format_bytes(row.peak_bytes)}" for row in known.iloc[[0, -1]].itertuples()]
-    return f"**Training.** The peak of a step, from the lightest to the heaviest method: {ends[0]} to {ends[1]}."
+    return f"**Training.** The peak of a step, from the lightest to the heaviest method: {' to '.join(ends)}."
+
+
+def _ends(table: pd.DataFrame, column: str) -> list[Any]:
+    """The rows with the least and the most of a column; none where no row has a figure."""
+    known = table.dropna(subset=column).sort_values(column)
+    return list(known.iloc[[0, -1]].itertuples()) if len(known) else []
 
 
 def _on_storage(files: pd.DataFrame) -> str:

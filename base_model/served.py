@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from base_model import ModelError, brief, visible
-from base_model.timing import Generation, Pass, decoding_speed, summary
+from base_model.timing import Generation, Pass, decoding_speed, require_some, summary
 
 
 def generate_served(
@@ -26,8 +26,7 @@ def generate_served(
     ("n/a", empty). `token` is the server's password, if it wants one; the Hub's is never sent. `timeout`: seconds
     without an answer. Raises ModelError when the server is down or silent, does not know `name`, or counts no tokens.
     """
-    if max_new_tokens < 1 or runs < 1:
-        raise ModelError(f"max_new_tokens is {max_new_tokens} and runs is {runs}; ask for at least 1 of each.")
+    require_some(max_new_tokens, runs)
     url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
     try:
         passes = [_request(url, name, prompt, min(max_new_tokens, 2), timeout, token, show=False)]

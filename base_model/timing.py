@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from base_model import ModelError
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -37,6 +39,12 @@ class Generation:
     kernel: str = ""  # of one-token passes on the CPU, see kernels.py
     first_logits: tuple[float, ...] = ()  # the winning scores of the first tokens, to compare devices by
     stopped: bool = False  # by an interrupt; text and times are those until then
+
+
+def require_some(max_new_tokens: int, runs: int) -> None:
+    """Stop where nothing would be made or timed. Raises ModelError."""
+    if max_new_tokens < 1 or runs < 1:
+        raise ModelError(f"max_new_tokens is {max_new_tokens} and runs is {runs}; ask for at least 1 of each.")
 
 
 @dataclass(frozen=True)
