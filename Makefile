@@ -19,7 +19,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TEST_READY := .venv/test-ready
 DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
-SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/report_page/*)
+SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/*/*.py base_model/show/report_page/*)
 
 # Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run. The kernel is
 # reached through files of its own (ipc): by the network, which is the default, it warns of being heard.
@@ -31,7 +31,7 @@ MERGE := $(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPrepr
 
 # A page of text, tables and charts in one file: no code cells, no script, nothing from the network.
 PAGE := $(BIN)/jupyter nbconvert --to html --no-input --template report_page \
-	--TemplateExporter.extra_template_basedirs=base_model --log-level=ERROR --output report.html
+	--TemplateExporter.extra_template_basedirs=base_model/show --log-level=ERROR --output report.html
 
 .PHONY: demo demo-model notebook report zip lab test benchmark refresh
 
@@ -47,7 +47,7 @@ $(DEMO_RUN): $(SOURCES) | demo-model
 	$(PAGE) $@
 
 notebook: $(READY)
-	@$(BIN)/python model_tools.py "$(MODEL)"
+	@$(BIN)/python model_tools.py get "$(MODEL)"
 	MODEL="$(MODEL)" $(EXECUTE) "runs/$(NAME)"
 	@$(MERGE) "runs/$(NAME)/$(NOTEBOOK)"
 	$(PAGE) "runs/$(NAME)/$(NOTEBOOK)"
@@ -66,6 +66,7 @@ test: $(TEST_READY) demo-model
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile  # torch's threads would fight for the cores
 
 benchmark: $(TEST_READY) demo-model
@@ -77,7 +78,7 @@ refresh: $(TEST_READY) $(DEMO_RUN)
 	@touch $(DEMO_RUN)  # it is as new as the notebook that was just written from it
 
 demo-model: $(READY)
-	@HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/python demo_model.py
+	@HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/python model_tools.py demo
 
 $(READY): requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"

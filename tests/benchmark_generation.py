@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 import model_tools as mt
-from base_model.kernels import choose_kernel
-from base_model.limits import bytes_per_token
+from base_model.run.kernels import choose_kernel
+from base_model.run.limits import bytes_per_token
 from tests.conftest import DEMO
 from tests.folders import LLAMA_3B
 

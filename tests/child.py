@@ -32,7 +32,7 @@ LOOK = """
 import pickle, sys, warnings
 from pathlib import Path
 import model_tools as mt
-from base_model import locate
+from base_model.hub import locate
 locate.HERE, answers = Path(sys.argv[1]), {}
 for call in sys.argv[3:]:
     with warnings.catch_warnings(record=True) as caught:

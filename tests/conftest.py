@@ -1,11 +1,14 @@
 """Folders that many tests read and none changes."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: nothing in this process may ask the Hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# Started in the background, or under a build server, this process and its children would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import matplotlib.pyplot as plt
 import pytest

@@ -6,7 +6,7 @@ import sys
 import model_tools as mt
 from tests.conftest import ROOT
 
-HEAVY = ("torch", "transformers", "matplotlib", "peft", "huggingface_hub", "safetensors")
+HEAVY = ("torch", "transformers", "matplotlib", "peft", "trl", "datasets", "huggingface_hub", "safetensors", "typer")
 
 
 def test_importing_loads_nothing_heavy():

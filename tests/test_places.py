@@ -34,7 +34,7 @@ def papermilled(toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(papermilled):
     """The page that `make report` makes, of that run."""
-    options = PAGE.replace("\\", " ").replace("base_model ", f"{ROOT / 'base_model'} ").split()
+    options = PAGE.replace("\\", " ").replace("base_model/show ", f"{ROOT / 'base_model' / 'show'} ").split()
     subprocess.run([sys.executable, "-m", "jupyter", *options, str(papermilled)], check=True, timeout=120)
     return papermilled.parent / "report.html"
 

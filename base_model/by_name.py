@@ -1,0 +1,124 @@
+"""What joins the rooms: a model by its name, handed to those that read, check, compare, run and report."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from base_model import ModelError, ModelWarning, format_bytes, visible
+from base_model.architecture.checks import run_checks
+from base_model.architecture.comparison import model_table
+from base_model.architecture.config import is_tied
+from base_model.hub import download, remote
+from base_model.hub.access import UnknownModelError
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate
+from base_model.read.descriptions import describe_file, tree_lines
+from base_model.read.folder import file_sizes, model_headers, read_config, readable_headers
+from base_model.read.tensors import group_parameters, tensor_table, without_collector
+from base_model.run.generation import load_and_run
+from base_model.run.loading import available_devices
+from base_model.run.timing import Generation
+from base_model.show.report import save_report
+from base_model.text.tokens import describe_tokenizer
+
+
+def list_files(model: str | Path) -> pd.DataFrame:
+    """Every file of a model, one row each, by name.
+
+    Columns: `file` (relative, with /), `size` (bytes), `parameters` (Int64, <NA> where a file holds none),
+    `description`. Hidden files are left out. Raises ModelError when there is no such folder.
+    """
+    try:
+        folder = folder_of(model)
+    except ModelError as error:
+        if (hub_id := hub_id_of(model)) is None or isinstance(error, UnknownModelError):
+            raise
+        files = remote.listing(hub_id)  # public for a gated model too
+        warnings.warn(f"Files and sizes only. {error}", ModelWarning, stacklevel=2)
+        return files
+    sizes = file_sizes(folder)
+    headers = readable_headers(folder, sizes)
+    counts = tensor_table(headers, read_config(folder), is_tied).groupby("file")["parameters"].sum()
+    files = pd.DataFrame({"file": list(sizes), "size": list(sizes.values())})
+    files["parameters"] = files["file"].map(counts).astype("Int64")
+    files["description"] = files["file"].map(describe_file)
+    return files
+
+
+def directory_tree(model: str | Path) -> str:
+    """The folder as a tree, one line per file and folder, with sizes in 1024s, and the Hub commit it came from."""
+    folder = folder_of(model)
+    sizes = file_sizes(folder)
+    origin = ", ".join(commit[:8] for commit in download.commits(folder))
+    head = f"{visible(folder.resolve().name)}/  {format_bytes(sum(sizes.values()))}" + (
+        f"  (commit {origin})" if origin else ""
+    )
+    return "\n".join([head, *tree_lines(sizes)])
+
+
+def read_tensors(model: str | Path) -> pd.DataFrame:
+    """Every tensor of the model, from the safetensors headers alone: files in name order, rows in file order.
+
+    Columns: `tensor`, `file`, `dtype` (as stored: F32, BF16, ...), `shape` (tuple), `elements` (stored),
+    `parameters` (logical: a tied head that is stored again counts 0), `bytes`, `layer` (Int64, <NA> outside
+    the layers), `component` (embedding, attention, mlp, norm, head, other).
+
+    Raises ModelError for a header that is not valid or a file that is not whole.
+    """
+    found = locate(model)
+    with without_collector():
+        headers = model_headers(found.folder, found.headers)
+        return tensor_table(headers, read_config(found.folder), is_tied)
+
+
+def check_model(model: str | Path) -> pd.DataFrame:
+    """Every number that the folder states twice, compared; one row each.
+
+    Columns: `check`, `expected` (what the index, a header or config.json says), `found` (what the headers or files
+    hold), both as text, and `match` (bool).
+    Raises ModelError when there is nothing to compare, or a header or JSON file cannot be read at all.
+    """
+    found = locate(model)
+    return pd.DataFrame(run_checks(found.folder, found.headers))
+
+
+def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
+    """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
+
+    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
+    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    """
+    models = [models] if isinstance(models, str | Path) else list(models)
+    return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
+
+
+def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
+    """Load a local model once, run both methods on it, print their answers as they come, and free the model.
+
+    `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps what was said.
+
+    An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
+    """
+    folder = local_folder(model)
+    if hub_id_of(model) and not is_complete(folder):
+        print(f"Skipped: the weights of {model} are not on this disk, only its headers were read.")
+        return []
+    devices = available_devices()
+    if device == "accelerator" and len(devices) == 1:
+        print("Skipped: this machine has no accelerator (Apple MPS or CUDA).")
+        return []
+    return load_and_run(folder, devices[-1] if device == "accelerator" else device, prompt, max_new_tokens)
+
+
+def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.DataFrame] | None = None) -> Path:
+    """Save what was found in `folder`: report.json (with versions, commit and units), report.md and the charts.
+
+    `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
+    """
+    more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
+    tables = {"model": model_table([(model, folder_of(model), tensors)]), "files": files}
+    tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
+    tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
+    about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
+    return save_report(Path(folder).expanduser(), about, tables, tensors)

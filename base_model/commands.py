@@ -1,0 +1,133 @@
+"""The command `base-model`, or `python model_tools.py`: one verb per question, its answer on standard output.
+
+Whatever else is said on the way (progress, warnings, what is downloaded) goes to standard error, so an answer can be
+piped. A fault is one sentence and exit code 1; wrong usage is exit code 2.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from base_model import ModelError, by_name
+from base_model.hub.demo import make_demo_model
+from base_model.hub.fetch import open_model
+from base_model.hub.locate import local_folder
+from base_model.plan.machine import this_machine
+from base_model.show.words import readable
+from base_model.train.planning import compare_training, plan_adapters, plan_inference
+
+HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+Model = Annotated[
+    str, typer.Argument(help="A folder, or a Hub id such as meta-llama/Llama-3.2-3B-Instruct.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
+
+
+@app.command()
+def get(
+    model: Model,
+    download: Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")] = True,
+) -> None:
+    """Find a model on the disk, or download all of it, and print where it is."""
+    with _aside():
+        place = open_model(model, download)
+    print(place)
+
+
+@app.command()
+def demo() -> None:
+    """Make the demo model, SmolLM2-135M-Instruct, which needs no account and no Hub, and print where it is."""
+    with _aside():
+        place = make_demo_model()
+    print(place)
+
+
+@app.command()
+def files(model: Model, as_json: AsJson = False) -> None:
+    """List every file of a model: size, parameters, and what it is for."""
+    with _aside():
+        tables = {"files": by_name.list_files(model)}
+    _print(tables, as_json)
+
+
+@app.command()
+def check(model: Model, as_json: AsJson = False) -> None:
+    """Compare every number that a model's files state twice; exit code 1 if any two differ."""
+    with _aside():
+        checks = by_name.check_model(model)
+    _print({"checks": checks}, as_json)
+    raise typer.Exit(0 if checks["match"].all() else 1)
+
+
+@app.command()
+def plan(
+    model: Model,
+    tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
+    batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say what running and tuning a model will take, before its weights are here."""
+    with _aside():
+        tables = {
+            "machine": this_machine(),
+            "inference": plan_inference(model),
+            "adapters": plan_adapters(model),
+            "training": compare_training(model, tokens, batch),
+        }
+    _print(tables, as_json)
+
+
+@app.command()
+def report(
+    model: Model,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to write it; runs/<model name>/ unless given.", show_default=False)
+    ] = None,
+) -> None:
+    """Write report.md, report.json and the charts of a model, and print where they are."""
+    with _aside():
+        path = by_name.write_report(model, folder or Path("runs") / local_folder(model).name)
+    print(path)
+
+
+def main() -> None:
+    """Run the command that the arguments name; without any, print the help."""
+    app(prog_name=None if Path(sys.argv[0]).suffix == ".py" else "base-model")
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Everything said on the way goes to standard error; a ModelError is its sentence, and the end."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            yield
+        except ModelError as error:
+            print(error)
+            raise typer.Exit(1) from None
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
+
+
+def _print(tables: Mapping[str, pd.DataFrame], as_json: bool) -> None:
+    """One table, or several under their names."""
+    if as_json:
+        records = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        print(json.dumps(records if len(records) > 1 else next(iter(records.values())), indent=1, ensure_ascii=False))
+        return
+    for name, table in tables.items():
+        heading = f"{name}\n" if len(tables) > 1 else ""
+        with pd.option_context("display.max_rows", None, "display.width", None, "display.max_columns", None):
+            print(f"{heading}{readable(table).to_string(index=False)}\n")

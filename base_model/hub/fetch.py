@@ -1,0 +1,67 @@
+"""The model itself: its complete folder, found on the disk or downloaded, or what is known of it before that."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from base_model import ModelError
+from base_model.hub import access, download
+from base_model.hub.locate import NEXT_STEP, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
+from base_model.read.folder import completeness, is_folder
+
+
+def fetch_model(model: str | Path, folder: str | Path | None = None, verify: bool = False) -> Path:
+    """The complete local folder of a model: found on the disk, or downloaded from the Hub.
+
+    `model` is a folder or a Hub id ("org/name", or "org/name@revision"); `folder` is where a download goes, by
+    default the name after the slash, beside this module. Complete means config.json, a tokenizer, and every shard
+    that the index names at the length its header implies. With a complete folder no request is made, except by
+    `verify`, which compares every file's hash with the Hub's.
+
+    Raises ModelError: which file is missing, short or changed; what to do about a gated or missing model or a full
+    disk. Ctrl-C stops a download within two seconds and leaves the finished files.
+    """
+    target, hub_id = Path(folder) if folder is not None else local_folder(model), hub_id_of(model)
+    if verify and hub_id is None:
+        raise ModelError(f'`verify` asks the Hub: fetch_model("org/name", folder={str(target)!r}, verify=True).')
+    missing = completeness(target).missing if is_folder(target) else [f"{target} does not exist"]
+    if missing and hub_id is None:
+        raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {NEXT_STEP}{nearest(target)}")
+    if missing and hub_id:
+        with hint_at_spelling(target):
+            download.download(hub_id, target)
+        if missing := completeness(target).missing:
+            raise ModelError(
+                f"{model} was downloaded, but {'; '.join(missing)}. Delete that file, then run this again."
+            )
+    if hub_id and verify:
+        download.verify(hub_id, target)
+    return target
+
+
+def open_model(model: str | Path, download_it: bool = True) -> Path | str:
+    """What the other functions should read: the complete local folder, downloaded if it must be and may be.
+
+    Without a download, or the disk space for one, the Hub id itself, which is then read over the network; a sentence
+    says so. Raises ModelError as `fetch_model` does.
+    """
+    hub_id = hub_id_of(model)
+    reason = "no download was wished"
+    if download_it or hub_id is None or is_complete(local_folder(model)):
+        try:
+            return fetch_model(model)
+        except download.NoSpaceError as error:
+            reason = str(error)
+    print(f"{model} is read over the network, headers only ({reason}). What needs weights is skipped.")
+    return str(model)
+
+
+def hub_facts(model: str) -> pd.DataFrame:
+    """What the Hub tells of a model to anyone, gated or not, in one request; columns `fact`, `value` (text).
+
+    Its page, commit, access, licence, files, parameters. Raises ModelError when there is no such model, or no Hub.
+    """
+    hub_id = access.parse_id(str(model))
+    if hub_id is None:
+        raise ModelError(f'{model} is no Hub id; those have the form "org/name".')
+    return pd.DataFrame(access.public_facts(hub_id).items(), columns=["fact", "value"])

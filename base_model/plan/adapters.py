@@ -1,0 +1,198 @@
+"""What an adapter adds, counted by PEFT itself: built on the skeleton, on the meta device, and measured there."""
+
+import json
+import warnings
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, brief
+from base_model.architecture.config import skeleton_of
+from base_model.plan.quantization import bitsandbytes
+from base_model.read.tensors import places
+
+COLUMNS = ("adapter", "trainable", "total", "share", "file_bytes", "targets", "layers", "note")
+POINTS = ("module", "layer", "component", "shape", "trainable")
+RANK = 16  # of the LoRA adapters that are planned unless others are given
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
+
+
+def default_adapters(skeleton: Any) -> dict[str, Any]:
+    """The adapters that most people choose from, as `{name: PeftConfig}`.
+
+    Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, and
+    IA-3 and LN tuning all that there are.
+    """
+    bitsandbytes()
+    from peft import IA3Config, LNTuningConfig, LoraConfig
+    from peft.utils import constants
+
+    linear, placed, kind = linear_modules(skeleton), _placed(skeleton), skeleton.config.model_type
+    norms = placed.loc[placed["component"] == "norm", "module"].str.rpartition(".")[2].unique()
+    attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
+    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, attention)
+    ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, list(linear))
+    inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, mlp)
+    layer_norms = constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING.get(kind, list(norms))
+    adapters = {
+        f"LoRA r{RANK}": LoraConfig(r=RANK, target_modules=lora),
+        f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear"),
+        f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, target_modules=lora),
+        "IA-3": IA3Config(target_modules=ia3, feedforward_modules=inner),
+        "IA-3, all projections": IA3Config(target_modules=list(linear), feedforward_modules=mlp),
+        "LN tuning": LNTuningConfig(target_modules=layer_norms),
+    }
+    for adapter in adapters.values():
+        adapter.task_type = "CAUSAL_LM"
+    return adapters
+
+
+def linear_modules(skeleton: Any) -> dict[str, str]:
+    """The last names of the linear modules in the layers, each with its component."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {name for name, one in skeleton.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
+    table = _placed(skeleton).dropna(subset="layer")
+    return {name.rpartition(".")[2]: part for name, _, part in table.itertuples(index=False) if name in linear}
+
+
+def _placed(skeleton: Any) -> pd.DataFrame:
+    """The modules that own a weight: `module`, `layer`, `component`."""
+    weights = [name for name, _ in skeleton.named_parameters(remove_duplicate=False) if name.endswith(".weight")]
+    layers, components = places(weights, [1] * len(weights))
+    modules = [name.removesuffix(".weight") for name in weights]
+    return pd.DataFrame({"module": modules, "layer": pd.array(layers, dtype="Int64"), "component": components})
+
+
+def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
+    """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
+    if not (adapters is None or isinstance(adapters, dict)):
+        raise ModelError(
+            f'Adapters are given by name, such as {{"mine": LoraConfig(r=8)}}, not as {type(adapters).__name__}.'
+        )
+    plain = skeleton_of(config)
+    # A default may not suit every architecture, which is no reason to lose the others; what a user gives must be right.
+    excused: type[ModelError] = ModelError if adapters is None else CannotBuildError
+    given = default_adapters(plain) if adapters is None else adapters
+    rows = [{"adapter": name} | _plan(config, plain, adapter, excused) for name, adapter in given.items()]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("trainable", "total", "file_bytes", "layers"), "Int64"))
+
+
+def _plan(config: Any, plain: Any, adapter: Any, excused: type[ModelError]) -> dict[str, Any]:
+    """The row of one adapter; an `excused` error is its only cell, the note."""
+    try:
+        model = attach(skeleton_of(config), adapter)
+    except excused as error:
+        return {"note": str(error)}
+    points = _points(model, plain)
+    trainable, total = model.get_nb_trainable_parameters()
+    return {
+        "trainable": trainable,
+        "total": total,
+        "share": trainable / total,
+        "file_bytes": _file_bytes(model),
+        "targets": ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in points["module"])),
+        "layers": points["layer"].nunique(),
+        "note": _note(points, plain, model.peft_config["default"]),
+    }
+
+
+class CannotBuildError(ModelError):
+    """PEFT needs real weights to build this adapter."""
+
+
+def attach(skeleton: Any, adapter: Any) -> Any:
+    """The skeleton with an adapter, as `peft.get_peft_model` makes it, on the meta device.
+
+    Raises ModelError for targets that match nothing and settings that PEFT refuses, CannotBuildError for a method that
+    looks at the weights.
+    """
+    bitsandbytes()
+    import peft
+    import torch
+
+    if not isinstance(adapter, peft.PeftConfig):
+        raise ModelError(f"An adapter is a PeftConfig, such as peft.LoraConfig(r=16), not {type(adapter).__name__}.")
+    names = ", ".join(linear_modules(skeleton))  # before PEFT changes it
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's remarks on training, of which there is none here
+            return peft.get_peft_model(skeleton, deepcopy(adapter))
+    except (NotImplementedError, RuntimeError) as error:  # how torch refuses to read a value that is not there
+        raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
+    except Exception as error:  # each method checks its settings in its own way
+        raise ModelError(
+            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}. The linear modules are {names}."
+        ) from error
+
+
+def insertion_points(config: Any, adapter: Any) -> pd.DataFrame:
+    """One row per adapted module, in `POINTS`; the sum of `trainable` is PEFT's own count."""
+    return _points(attach(skeleton_of(config), adapter), skeleton_of(config))
+
+
+def _points(model: Any, plain: Any) -> pd.DataFrame:
+    """The trainable parameters of a PEFT model, by the module of the plain model that they belong to."""
+    modules = dict(plain.named_modules())
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_owner(name.removeprefix("base_model.model."), modules)] += parameter.numel()
+    layers, components = places([f"{name}.weight" for name in counts], list(counts.values()))
+    shapes = [tuple(getattr(getattr(modules.get(name), "weight", None), "shape", ())) for name in counts]
+    table = pd.DataFrame(zip(counts, layers, components, shapes, counts.values(), strict=True), columns=list(POINTS))
+    return table.astype({"layer": "Int64"})
+
+
+def _owner(name: str, modules: dict[str, Any]) -> str:
+    """`layers.0.q_proj.lora_A.default.weight` belongs to `layers.0.q_proj`; what is in no module, to its first name."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if ".".join(parts[:end]) in modules:
+            return ".".join(parts[:end])
+    return parts[0]
+
+
+def _note(points: pd.DataFrame, plain: Any, adapter: Any) -> str:
+    """What a reader would not expect: targets without a module, layers left out."""
+    modules, fields = [name for name, _ in plain.named_modules()], ("target_modules", "modules_to_save")
+    listed = [names for names in (getattr(adapter, field, None) for field in fields) if isinstance(names, list | set)]
+    idle = sorted(name for names in listed for name in names if not any(_matches(module, name) for module in modules))
+    layers = _placed(plain)["layer"].nunique()
+    notes = [f"no module is called {', '.join(idle)}"] if idle else []
+    if 0 < points["layer"].nunique() < layers:
+        notes.append(f"acts in {points['layer'].nunique()} of {layers} layers")
+    return "; ".join(notes)
+
+
+def _matches(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _file_bytes(model: Any) -> int | None:
+    """The size of adapter_model.safetensors: its tensors, and the header that safetensors would write for them.
+
+    None where PEFT computes with the weights to save them, as prompt learning does.
+
+    Format: https://github.com/huggingface/safetensors#format; tensors lie by falling element size, then by name.
+    """
+    from peft import get_peft_model_state_dict
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its remarks on what it saves: a size is all that is asked
+            tensors = get_peft_model_state_dict(model)
+    except NotImplementedError:
+        return None
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        begin, end = end, end + tensor.nbytes
+        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + text + -text % 8 + end

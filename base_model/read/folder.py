@@ -1,0 +1,280 @@
+"""A model folder on disk: its files, its settings, its index, and whether it is complete."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from base_model import ModelError, ModelWarning, visible
+from base_model.read.headers import AGAIN, Header, open_file, read_header, read_valid_header
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_JSON_BYTES = 100_000_000  # the largest index in use is some 10 MB
+MAX_FILES = 20_000  # a repository holds some hundreds; a home folder millions
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+
+OTHER_FORMATS = {
+    ".bin": "PyTorch pickles",
+    ".pt": "PyTorch pickles",
+    ".pth": "PyTorch pickles",
+    ".gguf": "GGUF weights",
+    ".h5": "TensorFlow weights",
+    ".msgpack": "Flax weights",
+    ".onnx": "ONNX weights",
+}
+
+
+@dataclass(frozen=True)
+class Index:
+    """`model.safetensors.index.json`: which shard holds which tensor, and the totals that its writer noted."""
+
+    weight_map: dict[str, str]
+    totals: dict[str, int]  # total_size (bytes), total_parameters; those that are there
+
+    @property
+    def shards(self) -> list[str]:
+        """The files that the index names, by name."""
+        return sorted(set(self.weight_map.values()))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; a name that no disk can hold is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file, as far as may be seen."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def names_in(folder: Path) -> list[str]:
+    """The visible names at the top of a folder. Raises ModelError where it may not be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out.
+
+    Links count as what they point to; links to nothing, pipes and devices are left out.
+    """
+    sizes = {}
+    for number, path in enumerate(_walk(folder)):
+        if number > MAX_FILES:
+            raise ModelError(
+                f"{folder} holds more than {MAX_FILES:,} files: this is no model folder. Give the model's own."
+            )
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(sizes.items()))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the folder that must hold an object. Raises ModelError."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelError(f"{visible(path.name)} has {size:,} bytes, too many for a settings file. {AGAIN}")
+        text = file.read()
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{visible(path.name)} is not valid JSON: {error}. {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{visible(path.name)} holds no JSON object. {AGAIN}")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, or an empty mapping where there is none."""
+    path = folder / "config.json"
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def read_index(folder: Path) -> Index | None:
+    """The shard index, or None where there is none. Raises ModelError when it cannot be followed."""
+    path = folder / INDEX_FILE
+    if not os.path.lexists(path):
+        return None
+    content = read_json(path)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{INDEX_FILE} has no weight_map, so no tensor can be found. {AGAIN}")
+    for file in set(map(str, weight_map.values())):
+        if not _is_shard_name(file):
+            raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is no shard of this folder. {AGAIN}")
+    if not isinstance(metadata, dict):
+        raise ModelError(f"{INDEX_FILE} has metadata that are no JSON object. {AGAIN}")
+    return Index(weight_map, _totals(metadata))
+
+
+def _is_shard_name(name: str) -> bool:
+    """A safetensors file of the folder itself: nothing above, below or beside it, and no name that no disk takes."""
+    if not name.endswith(".safetensors") or re.search(r"[/\\\0\ud800-\udfff]", name):
+        return False
+    return len(name.encode()) <= 255
+
+
+def _totals(metadata: dict[str, Any]) -> dict[str, int]:
+    totals = {name: metadata[name] for name in ("total_size", "total_parameters") if name in metadata}
+    for name, total in totals.items():
+        # some writers store a whole number as a float
+        if isinstance(total, bool) or not isinstance(total, int | float) or total < 0 or total % 1:
+            raise ModelError(f"{INDEX_FILE} gives {visible(repr(total))} as {name}, which is no count. {AGAIN}")
+    return {name: int(total) for name, total in totals.items()}
+
+
+def weight_files(folder: Path, index: Index | None) -> list[Path]:
+    """The safetensors files that make up the model, as transformers chooses: `model.safetensors`, else the shards."""
+    if os.path.lexists(folder / SINGLE_FILE):
+        paths = [folder / SINGLE_FILE]
+    elif index:
+        paths = [folder / shard for shard in index.shards]
+    else:
+        raise ModelError(f"{folder} holds no weights to read: {explain_absence(folder)}.")
+    for path in filter(Path.is_symlink, paths):
+        _require_inside(folder, path)
+    return paths
+
+
+def _require_inside(folder: Path, link: Path) -> None:
+    """A link may lead within the folder, or from a Hub cache snapshot to its blobs; anything else is not this model."""
+    home = folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    target = Path(os.path.realpath(link))  # which takes a link to itself, too
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise ModelError(f"{visible(link.name)} is a link that leads out of {folder}. Put the file itself there.")
+
+
+def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> dict[str, Header]:
+    """`{file name: header}` of the model's weights, every file whole, and in agreement with the index.
+
+    Headers of whole files that were read already may be given as `known`.
+    Raises ModelError for tensors that are missing or stored twice; warns of files that are not part of the model.
+    """
+    index = read_index(folder)
+    known = known or {}
+    headers = {path.name: known.get(path.name) or read_header(path) for path in weight_files(folder, index)}
+    if index and SINGLE_FILE not in headers:
+        _require_places(index, headers)
+    strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
+    if strays:
+        files = ", ".join(map(visible, strays))
+        warnings.warn(
+            f"{files}: beside the model but no part of it, left out of the counts.", ModelWarning, stacklevel=3
+        )
+    return headers
+
+
+def readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
+    """The headers of a folder's safetensors files; a warning for each file without a valid one.
+
+    Second copies, as in original/ or consolidated.safetensors, are left out: they would count twice.
+    """
+    headers = {}
+    for name in names:
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith("consolidated"):
+            try:
+                headers[name] = read_header(folder / name)
+            except ModelError as error:
+                warnings.warn(f"No parameters are counted in one file. {error}", ModelWarning, stacklevel=4)
+    return headers
+
+
+def _require_places(index: Index, headers: dict[str, Header]) -> None:
+    """Every tensor must be in the one shard that the index says, and in no other."""
+    found = {name: file for file, header in headers.items() for name in header.names}
+    if found == index.weight_map and len(found) == sum(len(header.names) for header in headers.values()):
+        return
+    held = {file: set(header.names) for file, header in headers.items()}
+    for name, file in index.weight_map.items():
+        if name not in held[file]:
+            raise _do_not_belong(file, f"does not hold {visible(name)}, though {INDEX_FILE} says so")
+    for file, names in held.items():
+        for name in names:
+            if (place := index.weight_map.get(name)) != file:
+                where = f"places in {visible(place)}" if place else "does not name"
+                raise _do_not_belong(file, f"holds {visible(name)}, which {INDEX_FILE} {where}")
+
+
+def _do_not_belong(file: str, fault: str) -> ModelError:
+    return ModelError(f"{visible(file)} {fault}: the files do not belong together. Download both again.")
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What keeps a folder from being a complete model, one sentence each, and the headers read to find out."""
+
+    missing: list[str]
+    headers: dict[str, Header]  # by file name; valid ones
+
+
+def completeness(folder: Path) -> Completeness:
+    """Whether `folder` is a complete model: config.json, a tokenizer, every weight file at its full length."""
+    names = set(names_in(folder))
+    missing = [] if is_file(folder / "config.json") else ["config.json is missing"]
+    if not any(is_file(folder / name) for name in names.intersection(TOKENIZER_FILES)):
+        missing.append(f"the tokenizer is missing ({', '.join(TOKENIZER_FILES[:3])}, ...)")
+    if names.isdisjoint((SINGLE_FILE, INDEX_FILE)):
+        return Completeness([*missing, f"the weights are missing: {explain_absence(folder)}"], {})
+    paths = weight_files(folder, read_index(folder))
+    headers = {path.name: read_valid_header(path) for path in paths if os.path.lexists(path)}
+    missing += [f"{visible(path.name)} is missing" for path in paths if path.name not in headers]
+    for name, header in headers.items():
+        if header.file_bytes != header.expected_bytes:
+            lengths = f"{header.file_bytes:,} bytes, its header asks for {header.expected_bytes:,}"
+            missing.append(f"{visible(name)} has {lengths}")
+    return Completeness(missing, headers)
+
+
+def explain_absence(folder: Path) -> str:
+    """Why there are no weights to read in `folder`: what it holds instead, and the next step, without a full stop."""
+    names = names_in(folder)
+    if not names:
+        return "the folder is empty"
+    if shards := [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:
+        count = int(shards[0].split("-of-")[1].split(".")[0])
+        return f"{len(shards)} of {count} shards are there, but not their index. Download {INDEX_FILE}"
+    if models := _models_below(folder):
+        return f"the model is further down. Give {', '.join(visible(str(model)) for model in models[:3])}"
+    if "adapter_config.json" in names:
+        base = visible(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+        return f"this is a PEFT adapter for the base model {base}. Give that model"
+    for suffix, words in OTHER_FORMATS.items():
+        if found := [name for name in names if name.endswith(suffix)]:
+            return f"{visible(found[0])} holds {words}, which are not opened. Get the model's safetensors files"
+    return f"there is no {SINGLE_FILE} and no {INDEX_FILE}. Give the folder of a model, or download one"
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """The model folders one level down, or in a Hub cache, two or three."""
+    cached = "models--*/snapshots/*/config.json"
+    patterns = ("*/config.json", "snapshots/*/config.json", cached, f"hub/{cached}")
+    return [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]

@@ -1,0 +1,145 @@
+"""How fast decoding could be: every new token reads all weights once, so memory bandwidth sets the limit.
+
+The roofline of one-token passes: tokens/s <= bandwidth / bytes read per token. Both factors are measured: the
+bandwidth by matrix-vector products, which is what decoding is made of, the bytes on the model itself.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, brief
+from base_model.plan.inference import kv_cache_bytes
+from base_model.run.kernels import use_onednn
+from base_model.run.timing import Generation
+
+SIDE = 4096  # of the square matrices that are multiplied: 32 MiB each in 16 bits
+TOTAL_BYTES = 512 << 20  # of all of them together: no cache holds that
+SIZES = {"1B": 1_235_814_400, "3B": 3_212_749_824}  # the parameters of Llama-3.2-1B and Llama-3.2-3B
+LIMIT_COLUMNS = (
+    "method", "device", "dtype", "read_bytes", "bandwidth_gib_s", "limit_tokens_per_s", "tokens_per_s", "share",
+)  # fmt: skip
+
+
+def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: float = 1.0) -> float:
+    """The bytes per second that matrix-vector products read on `device`, the best round of about `seconds` of them.
+
+    Weights as large as those of a small model, each used once per round: the caches cannot help. On the CPU the better
+    of torch's two kernels counts (see kernels.py). `dtype` is a 16- or 32-bit float of torch.
+    Raises ModelError when the device cannot hold or multiply them.
+    """
+    import torch
+
+    try:
+        kind = getattr(torch, dtype)
+        count = TOTAL_BYTES // (SIDE * SIDE * kind.itemsize)
+        matrices = [torch.ones(SIDE, SIDE, dtype=kind, device=device) for _ in range(count)]
+        vector = torch.ones(1, SIDE, dtype=kind, device=device)
+        times = _rounds(matrices, vector, seconds)
+    except (RuntimeError, AttributeError, MemoryError, TypeError) as error:
+        raise ModelError(
+            f"The bandwidth of {device} in {dtype} cannot be measured: {brief(error)}. Free some memory."
+        ) from error
+    return sum(matrix.nbytes for matrix in matrices) / min(times)
+
+
+def _rounds(matrices: list[Any], vector: Any, seconds: float) -> list[float]:
+    """The time of each round over all matrices, by turns with and without oneDNN; the first, a warm-up, left out."""
+    import torch
+
+    times: list[float] = []
+    before, on_cpu, end = torch.backends.mkldnn.enabled, vector.device.type == "cpu", time.perf_counter() + seconds
+    try:
+        while len(times) < 5 or time.perf_counter() < end:
+            use_onednn(not (on_cpu and len(times) % 2))
+            start = time.perf_counter()
+            for matrix in matrices:
+                torch.nn.functional.linear(vector, matrix)
+            if not on_cpu:
+                torch.accelerator.synchronize(vector.device)
+            times.append(time.perf_counter() - start)
+    finally:
+        use_onednn(bool(before))
+    return times[1:]
+
+
+def bytes_per_token(model: Any, context: int) -> float:
+    """What decoding one token must read, in bytes, with `context` tokens before it: weights and KV cache.
+
+    Of an embedding only one row, unless it serves as the head too (tied), which reads all of it; of a mixture of
+    experts the share of those that one token visits, NaN where the config does not tell how many. Counted on the
+    model's own modules; the KV cache by a pass over `context` tokens of the same architecture on the meta device.
+    """
+    head = model.get_output_embeddings()
+    embeddings = {id(m.weight): m for m in model.modules() if type(m).__name__.endswith("Embedding") and _weighs(m)}
+    if head is not None:
+        embeddings.pop(id(head.weight), None)
+    size = 0.0
+    for name, parameter in model.named_parameters():  # a tied weight comes once
+        if id(parameter) in embeddings:
+            size += parameter.nbytes / len(parameter)
+        else:
+            size += parameter.nbytes * (_visited_share(model.config) if ".experts." in name else 1)
+    return size + kv_cache_read(model, context)
+
+
+def _weighs(module: Any) -> bool:
+    return getattr(module, "weight", None) is not None
+
+
+def _visited_share(config: Any) -> float:
+    """The experts that one token visits, over all of a layer."""
+    experts = [getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+    count, visited = next(filter(None, experts), None), getattr(config, "num_experts_per_tok", None)
+    return visited / count if count and visited else math.nan
+
+
+def kv_cache_read(model: Any, context: int) -> float:
+    """The bytes of the cache after `context` tokens; NaN for an architecture that shows none."""
+    try:
+        return kv_cache_bytes(model, context)
+    except ModelError:  # a missing limit is no reason to lose a measured run
+        return math.nan
+
+
+def speed_limit(runs: Iterable[Generation]) -> pd.DataFrame:
+    """The physical limit beside each run; about a second of measuring per device and dtype.
+
+    Columns: `method`, `device`, `dtype`, `read_bytes` (per token: weights and KV cache), `bandwidth_gib_s` (measured,
+    GiB/s), `limit_tokens_per_s` (bandwidth over bytes), `tokens_per_s` (measured), `share` (of the limit, 0 to 1).
+    NaN for a run whose weights lie on several devices or on a server.
+    """
+    measured: dict[tuple[str, str], float] = {}
+    rows = []
+    for run in runs:
+        place = run.device, run.dtype
+        if place not in measured:
+            known = not math.isnan(run.bytes_per_token) and "+" not in run.device
+            measured[place] = memory_bandwidth(*place) if known else math.nan
+        limit = measured[place] / run.bytes_per_token
+        rows.append([run.method, *place, run.bytes_per_token, measured[place] / 2**30, limit, run.tokens_per_s])
+    table = pd.DataFrame(rows, columns=list(LIMIT_COLUMNS[:-1]))
+    return table.assign(share=table["tokens_per_s"] / table["limit_tokens_per_s"])
+
+
+def limits_in_words(limits: pd.DataFrame) -> str:
+    """One sentence per device and dtype of `speed_limit`: the share reached, and the limit of a 1B and a 3B model."""
+    known = limits.dropna(subset=["bandwidth_gib_s"])
+    if known.empty:
+        return "No limit is known for these runs."
+    return " ".join(_sentence(place, group) for place, group in known.groupby(["device", "dtype"], sort=False))
+
+
+def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
+    import torch
+
+    device, dtype = place
+    bandwidth, width = group["bandwidth_gib_s"].iloc[0], getattr(torch, dtype).itemsize
+    models = " and ".join(f"{bandwidth * 2**30 / (count * width):.2g} for {name}" for name, count in SIZES.items())
+    return (
+        f"On {device} these runs reach {group['share'].min():.0%} to {group['share'].max():.0%} of the limit that a "
+        f"bandwidth of {bandwidth:.3g} GiB/s sets. In {dtype} this limit is {models} parameters, in tokens/s."
+    )

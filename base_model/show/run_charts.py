@@ -1,0 +1,49 @@
+"""Charts of runs: how fast, and how fast it could be. The same contract and style as in charts.py."""
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import format_share
+from base_model.show.charts import NEUTRAL, label_bars, legend, name_rows, new_axes, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
+    ax = new_axes(ax, 1.6 + 0.45 * len(table))
+    speeds = table["tokens_per_s"].fillna(0)
+    ax.barh(range(len(table)), speeds, color=NEUTRAL)
+    name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
+    label_bars(ax, speeds, [_run_label(run) for run in table.itertuples()])
+    title(ax, "Speed: decoding, and the wait for the first token")
+    ax.set(xlabel="decoding speed (tokens/s)")
+    return ax
+
+
+def _run_label(run: Any) -> str:
+    speed = "n/a" if pd.isna(run.tokens_per_s) else f"{run.tokens_per_s:.1f} tokens/s"
+    wait = "n/a" if pd.isna(run.first_token_s) else f"{run.first_token_s:.2f} s"
+    return f"{speed}, first token {wait}"
+
+
+def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the decoding speed of each run of `speed_limit` inside the speed that memory bandwidth allows."""
+    ax = new_axes(ax, 2 + 0.45 * len(limits))
+    speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)
+    ax.barh(range(len(limits)), most, color="#E5E5E5", label="limit: bandwidth over bytes per token")
+    ax.barh(range(len(limits)), speeds, height=0.5, color=NEUTRAL, label="measured")
+    name_rows(ax, limits["method"] + ", " + limits["device"] + ", " + limits["dtype"])
+    label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
+    title(ax, "Decoding speed, and its limit")
+    ax.set(xlabel="decoding speed (tokens/s)")
+    legend(ax)
+    return ax
+
+
+def _limit_label(run: Any) -> str:
+    if pd.isna(run.share):
+        return "limit not known"
+    return f"{run.tokens_per_s:.1f} of {run.limit_tokens_per_s:.1f} tokens/s, {format_share(run.share)}"

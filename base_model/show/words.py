@@ -1,0 +1,269 @@
+"""Numbers to words: tables for people, the README's table, and what a run has shown."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from base_model import format_bytes, format_count, format_share, visible
+from base_model.run.timing import Generation
+
+RUN_COLUMNS = (
+    "method", "device", "dtype", "prompt_tokens", "new_tokens", "runs", "first_token_s", "prefill_tokens_per_s",
+    "tokens_per_s", "spread", "total_s",
+)  # fmt: skip
+CONDITIONS = ("device", "dtype", "attention", "threads", "kernel", "load_first_token_s", "peak_bytes")
+SHOWN_ROWS = 40
+PACKAGES = ("torch", "transformers")
+
+
+def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
+    """One row per run, in the order given; figures are medians, NaN where there is none.
+
+    Columns: `method`, `device`, `dtype`, `prompt_tokens`, `new_tokens`, `runs` (timed), `first_token_s`,
+    `prefill_tokens_per_s` (prompt), `tokens_per_s` (decoding), `spread` (of that: fastest less slowest, as a share),
+    `total_s`, `same_tokens` (as the first run on that device; <NA> where a server does not tell them).
+    """
+    runs = list(runs)
+    table = pd.DataFrame([[getattr(run, name) for name in RUN_COLUMNS] for run in runs], columns=list(RUN_COLUMNS))
+    first = {run.device: run.token_ids for run in reversed(runs)}
+    same = [run.token_ids == first[run.device] if run.token_ids or not run.new_tokens else pd.NA for run in runs]
+    table["same_tokens"] = pd.Series(same, dtype="boolean")
+    return table
+
+
+def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
+    """What the figures of `compare_runs` depend on, one row per device and dtype, with the choices that were made.
+
+    Columns: `device`, `dtype`, `attention`, `threads`, `kernel` (of one-token passes on the CPU: "torch" or "oneDNN",
+    whichever was measured to be faster), `load_first_token_s` (loading and the first token: on the CPU the weights are
+    read from the disk only when they are used), `peak_bytes` (on CUDA), and the versions of `torch` and `transformers`.
+    """
+    from importlib.metadata import version
+
+    first = {(run.device, run.dtype): run for run in reversed([run for run in runs if run.threads])}
+    rows = [[getattr(run, name) for name in CONDITIONS] for run in reversed(first.values())]
+    table = pd.DataFrame(rows, columns=list(CONDITIONS))
+    return table.assign(**{package: version(package) for package in PACKAGES})
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
+    return _words(table).apply(lambda column: column.str.replace("$", "\\$"))
+
+
+def _words(table: pd.DataFrame) -> pd.DataFrame:
+    words = table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)).astype("str"))
+    if "trainable" in table and "share" in table:  # as PEFT prints it, which is also how small they are
+        words["share"] = table["share"].map(lambda share: "n/a" if pd.isna(share) else f"{share:.4%}")
+    return words
+
+
+def _in_words(column: str, value: Any) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "–" if column in ("parameters", "layer") else "n/a"
+    if column in ("size", "bytes") or column.endswith("_bytes"):
+        return format_bytes(int(value))
+    if column in ("share", "spread") or column.endswith("_share"):
+        return format_share(value)
+    if column == "difference":
+        return f"{value:+.1%}" if value else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return _figure(value)
+    return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
+
+    A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
+    """
+    table = table.reset_index() if table.index.name else table
+    lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
+    rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
+    if len(table) and len(rules) >= 6 * len(table):
+        lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
+    lines = [[escape(cell) for cell in line] for line in lines]
+    lines.insert(1, rules)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """Markdown that a notebook renders; as a string, the Markdown itself."""
+
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def show(what: pd.DataFrame | str) -> Shown:
+    """For the last line of a cell: a table for people, numbers to the right, no cell cut off; or Markdown as text.
+
+    Of a long table, a checkpoint of hundreds of shards, the first 40 rows, and how many more there are.
+    """
+    if isinstance(what, str):
+        return Shown(what)
+    more = len(what) - SHOWN_ROWS
+    rest = f"\n\n... and {more:,} more rows." if more > 0 else ""
+    return Shown(markdown_table(what.head(SHOWN_ROWS)) + rest)
+
+
+def _heading(column: str) -> str:
+    """A column's name for people: `first_token_s` is `first token (s)`; bytes have their unit in the cell."""
+    if column.endswith("_gib_s"):
+        return f"{column.removesuffix('_gib_s')} (GiB/s)"
+    column = column.replace("load_first", "load_and_first")
+    words = re.sub("^kv ", "KV ", column.replace("_per_s", "/s").removesuffix("_bytes").replace("_", " "))
+    return f"{words.removesuffix(' s')} (s)" if words.endswith(" s") else words
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _figure(value: float) -> str:
+    """A measured number with the digits that mean something: `0.079`, `24.6`, `1,234`; `n/a` for NaN."""
+    if pd.isna(value):
+        return "n/a"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
+
+
+def to_markdown(files: pd.DataFrame) -> str:
+    """The model summary table of `list_files` in Markdown; what would break it in a name is escaped."""
+    lines = ["| file | size | parameters | description |", "|---|---|---|---|"]
+    for file, size, parameters, description in files.itertuples(index=False):
+        count = "–" if pd.isna(parameters) else format_count(parameters)
+        lines.append(f"| {escape(file)} | {format_bytes(size)} | {count} | {description} |")
+    return "\n".join(lines)
+
+
+def escape(name: str) -> str:
+    """A name as Markdown text: no HTML, no new column, no emphasis."""
+    name = visible(name).replace("&", "&amp;").replace("<", "&lt;")
+    name = "".join("\\" + character if character in "\\|`*[]$~" else character for character in name)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", name)  # an underscore within a word is only that
+
+
+def takeaways(
+    files: pd.DataFrame,
+    tensors: pd.DataFrame,
+    runs: pd.DataFrame,
+    limits: pd.DataFrame | None = None,
+    inference: pd.DataFrame | None = None,
+    adapters: pd.DataFrame | None = None,
+    training: pd.DataFrame | None = None,
+) -> str:
+    """What this page has shown, as a Markdown list, from the tables of `list_files`, `read_tensors`, `compare_runs`.
+
+    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters` and `compare_training`.
+    """
+    points = [_on_storage(files), _on_parameters(tensors), _on_components(tensors), _on_layers(tensors)]
+    points += [] if inference is None else [_on_memory(inference)]
+    points += [] if adapters is None else [_on_adapters(adapters)]
+    points += [] if training is None else [_on_training(training)]
+    points += [_on_device(str(device), group) for device, group in runs.groupby("device", sort=False)]
+    if runs["tokens_per_s"].notna().any():
+        points.append(_on_fastest(runs))
+    if limits is not None and limits["share"].notna().any():
+        points.append(_on_limit(limits))
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _on_memory(inference: pd.DataFrame) -> str:
+    """The longest context of each precision, on the device that was planned for."""
+    rows = inference.drop_duplicates("precision").dropna(subset="largest_context")
+    fits = [f"{row.precision} up to {row.largest_context:,} tokens" for row in rows.itertuples() if row.largest_context]
+    free = f"{format_bytes(inference['usable_bytes'].iloc[0])} free on {inference['device'].iloc[0]}"
+    return f"**Will it fit.** With {free}: {', '.join(fits) or 'in none of the precisions'}."
+
+
+def _on_adapters(adapters: pd.DataFrame) -> str:
+    ends = [f"{row.adapter} trains {row.trainable:,} ({row.share:.4%})" for row in _ends(adapters, "trainable")]
+    if not ends:
+        return "**Adapters.** None of them can be planned for this architecture."
+    return f"**Adapters.** {', '.join(ends)} parameters."
+
+
+def _on_training(training: pd.DataFrame) -> str:
+    ends = [f"{row.method} {format_bytes(row.peak_bytes)}" for row in _ends(training, "peak_bytes")]
+    if not ends:
+        return "**Training.** No step can be measured for this architecture."
+    return f"**Training.** The peak of a step, from the lightest to the heaviest method: {' to '.join(ends)}."
+
+
+def _ends(table: pd.DataFrame, column: str) -> list[Any]:
+    """The rows with the least and the most of a column; none where no row has a figure."""
+    known = table.dropna(subset=column).sort_values(column)
+    return list(known.iloc[[0, -1]].itertuples()) if len(known) else []
+
+
+def _on_storage(files: pd.DataFrame) -> str:
+    weights = files[files["parameters"].notna()]
+    share = weights["size"].sum() / max(files["size"].sum(), 1)
+    return (
+        f"**Storage.** {len(weights)} of {len(files)} files hold weights: {format_bytes(weights['size'].sum())}, "
+        f"{format_share(share)} of the folder."
+    )
+
+
+def _on_parameters(tensors: pd.DataFrame) -> str:
+    parameters, size = tensors["parameters"].sum(), tensors["bytes"].sum()
+    dtypes = " and ".join(tensors["dtype"].unique())
+    return (
+        f"**Parameters.** {format_count(parameters)} in {len(tensors):,} tensors, stored as {dtypes}: "
+        f"{size / max(parameters, 1):.2f} bytes per parameter."
+    )
+
+
+def _on_components(tensors: pd.DataFrame) -> str:
+    shares = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False) / tensors["parameters"].sum()
+    head = "" if "head" in shares or "embedding" not in shares else " No output head is stored beside the embedding."
+    return f"**Where they are.** {', '.join(f'{name} {format_share(share)}' for name, share in shares.items())}.{head}"
+
+
+def _on_layers(tensors: pd.DataFrame) -> str:
+    layers = tensors.groupby("layer")["parameters"].sum()
+    if layers.empty:
+        return "**Layers.** None are known by their names."
+    if layers.nunique() == 1:
+        return f"**Layers.** {len(layers)} layers of {format_count(layers.iloc[0])} parameters each."
+    return f"**Layers.** {len(layers)} layers, not all alike: {layers.min():,} to {layers.max():,} parameters."
+
+
+def _on_device(device: str, runs: pd.DataFrame) -> str:
+    same = "the same tokens" if runs["same_tokens"].all() else "**different tokens**"
+    speeds = ", ".join(
+        f"{run.method} {_figure(run.tokens_per_s)} tokens/s after {_figure(run.first_token_s)} s"
+        for run in runs.itertuples()
+    )
+    return f"**On {escape(device)}.** {speeds}; {same}."
+
+
+def _on_fastest(runs: pd.DataFrame) -> str:
+    """The winner, unless it won by less than the runs of one method differ among themselves."""
+    ranked = runs.dropna(subset=["tokens_per_s"]).sort_values("tokens_per_s", ascending=False, kind="stable")
+    best = ranked.iloc[0]
+    noise = max(ranked["spread"].max(), 0.02)  # NaN from a single run counts as this little
+    close = ranked.iloc[1:][ranked["tokens_per_s"].iloc[1:] > best["tokens_per_s"] * (1 - noise)]
+    where = f"{best['method']} on {escape(best['device'])} in {best['dtype']}"
+    others = ", ".join(f"{run.method} on {escape(run.device)}" for run in close.itertuples())
+    verdict = f", no clear winner over {others}: that is within the spread of the runs" if others else ""
+    return f"**Fastest.** {where}, {_figure(best['tokens_per_s'])} tokens/s{verdict}."
+
+
+def _on_limit(limits: pd.DataFrame) -> str:
+    best = limits.loc[limits["share"].idxmax()]
+    return (
+        f"**The limit.** {escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
+        f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "
+        f"which {best['method']} reaches {best['share']:.0%}."
+    )

@@ -1,0 +1,158 @@
+"""What one training step keeps in memory: a real step, forward, backward and optimizer, on the meta device.
+
+Nothing is computed there and nothing takes memory, but every tensor that a GPU would allocate is made and freed in the
+same order. A ledger adds them up as they come and go.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import ModelError, brief, require_whole
+from base_model.architecture.config import skeleton_of
+from base_model.plan.adapters import RANK, attach, default_adapters
+from base_model.plan.quantization import quantize, stored_tensors
+
+if TYPE_CHECKING:
+    from base_model.plan.ledger import Ledger
+
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
+COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
+METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
+
+
+def plan_training(
+    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+) -> pd.DataFrame:
+    """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
+    ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+    row = [ledger.most[part] for part in PARTS]
+    return pd.DataFrame([[*row, embedding, ledger.at_peak.total()]], columns=list(COLUMNS))
+
+
+def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
+    """One row per method, in `METHOD_COLUMNS`: the parts as they are at the peak, so that they add up to it.
+
+    A method that cannot be measured for this architecture has <NA>, and its `note` says why.
+    """
+    require_whole("tokens", tokens, least=2)
+    require_whole("batch", batch)
+    adapters = default_adapters(skeleton_of(config))
+    lora = adapters[f"LoRA r{RANK}"]
+    methods = [
+        ("full fine-tuning", None, False),
+        (f"LoRA r{RANK}", lora, False),
+        ("IA-3", adapters["IA-3"], False),
+        (f"QLoRA r{RANK}", lora, True),
+    ]
+    rows = []
+    for suffix, checkpointing in (("", False), (", checkpointing", True)):
+        for method, adapter, quantized in methods:
+            rows.append(
+                [method + suffix, batch, tokens, *_at_peak(config, adapter, tokens, batch, checkpointing, quantized)]
+            )
+    return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
+
+
+def _at_peak(config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool) -> list[Any]:
+    """The cells of `COLUMNS` and the note."""
+    try:
+        ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
+    except ModelError as error:
+        return [pd.NA] * len(COLUMNS) + [str(error)]
+    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total(), ""]
+
+
+def _measured(
+    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+) -> tuple["Ledger", int]:
+    """The ledger of one step, and the bytes of the embedding."""
+    require_whole("tokens", tokens, least=2)  # the first is not predicted
+    require_whole("batch", batch)
+    if not isinstance(quantized, bool):
+        raise ModelError(f"`quantized` is True for NF4, or False, not {quantized!r}: training on int8 is not planned.")
+    if quantized and adapter is None:
+        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' remarks on training for real
+        base = _prepared(config, checkpointing, quantized, dtype)
+        weights, embedding = list(stored_tensors(base)), _embedding_bytes(base)
+        model = attach(base, adapter) if adapter is not None else base
+        ledger = _opened(model, weights)
+        _run_step(model.train(), ledger, tokens, batch)
+    return ledger, embedding
+
+
+def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
+    """The base model as a training script sets it up, by the libraries' own functions."""
+    from base_model.plan.ledger import use_efficient_attention
+
+    model = skeleton_of(config, dtype)
+    use_efficient_attention(model)
+    if quantized:
+        quantize(model, "nf4")
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if checkpointing:
+        try:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        except (ValueError, NotImplementedError) as error:  # as transformers refuses it for some architectures
+            raise ModelError(f"Take checkpointing=False: {brief(error)}") from error
+    return model
+
+
+def _run_step(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
+    """One step with AdamW, whose state is there already, as in every step but the first."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
+    optimizer = torch.optim.AdamW(trained, foreach=True)  # what torch does on a GPU unless told otherwise
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    try:
+        with ledger:
+            _update(optimizer, ledger)
+            ledger.start()
+            output = model(input_ids=ids, labels=ids, use_cache=False)
+            output.loss.backward()  # `output`, and with it the logits, stays alive, as in most training loops
+            _update(optimizer, ledger)
+    except Exception as error:  # the model code of each architecture fails in its own way
+        raise ModelError(
+            f"A training step of this architecture cannot be measured without weights: {brief(error)}."
+        ) from error
+
+
+def _update(optimizer: Any, ledger: "Ledger") -> None:
+    """The optimizer's part of a step; what it keeps afterwards is its state, the rest was temporary."""
+    ledger.kind = "temporary"
+    optimizer.step()
+    for tensor in (value for state in optimizer.state.values() for value in state.values()):
+        ledger.enter(tensor, "optimizer")
+    ledger.kind = "activations"
+    optimizer.zero_grad()
+
+
+def _opened(model: Any, weights: list[Any]) -> "Ledger":
+    """A ledger with the base model's `weights` in it, the rest as adapter, and every gradient once it is complete."""
+    from base_model.plan.ledger import Ledger
+
+    ledger = Ledger(model.config.get_text_config().vocab_size)
+    base = {id(tensor) for tensor in weights}
+    for tensor in stored_tensors(model):
+        ledger.enter(tensor, "weights" if id(tensor) in base else "adapter")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    return ledger
+
+
+def _embedding_bytes(model: Any) -> int:
+    """Of the weights, the embedding and the output head, once where they are tied."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())

@@ -1,0 +1,87 @@
+"""What a model will need, by its name: its config.json, local or on the Hub, handed to the rooms that measure."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from base_model.architecture.config import read_architecture, skeleton_of
+from base_model.hub.locate import folder_of
+from base_model.plan import adapters as adapter_room
+from base_model.plan import inference
+from base_model.train import loop
+
+
+def _config(model: str | Path) -> Any:
+    return read_architecture(folder_of(model))
+
+
+def skeleton(model: str | Path) -> Any:
+    """The model on torch's meta device, from its config.json alone: every shape, no weights, no memory.
+
+    Dense, whatever the quantisation of the checkpoint; tied weights stay tied. Raises ModelError for a model that needs
+    code of its own or is not a causal language model.
+    """
+    return skeleton_of(_config(model))
+
+
+def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, device: str | None = None) -> pd.DataFrame:
+    """What running the model takes, and whether this machine has it: one row per precision and context.
+
+    Columns: `precision` (float32, bfloat16, int8, nf4), `context` (tokens), `weights_bytes`, `kv_cache_bytes`,
+    `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
+    80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
+    """
+    return inference.plan_inference(_config(model), contexts, device)
+
+
+def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
+    """What adapters add to the model, counted by PEFT itself; `adapters` is `{name: PeftConfig}`.
+
+    Columns: `adapter`, `trainable`, `total` (with the adapter), `share`, `file_bytes` (as saved), `targets`,
+    `layers` (it acts in), `note` (targets that match nothing, layers left out, methods that need real weights).
+    Raises ModelError for a config whose targets match nothing, or that PEFT refuses.
+    """
+    return adapter_room.plan_adapters(_config(model), adapters)
+
+
+def default_adapters(model: str | Path) -> dict[str, Any]:
+    """The adapters that `plan_adapters` takes unless others are given, as `{name: PeftConfig}`."""
+    return adapter_room.default_adapters(skeleton(model))
+
+
+def insertion_points(model: str | Path, adapter: Any) -> pd.DataFrame:
+    """Where a `PeftConfig` acts, one row per module.
+
+    Columns: `module`, `layer` (Int64), `component`, `shape` (of the module's weight), `trainable` (parameters).
+    """
+    return adapter_room.insertion_points(_config(model), adapter)
+
+
+def plan_training(
+    model: str | Path,
+    adapter: Any,
+    tokens: int,
+    batch: int = 1,
+    checkpointing: bool = False,
+    quantized: bool = False,
+    dtype: str | None = None,
+) -> pd.DataFrame:
+    """The memory of a training step with AdamW, measured on the meta device; `adapter` None means full fine-tuning.
+
+    One row: `weights_bytes`, `adapter_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`, `logits_bytes`
+    (scores, and the copies that the loss makes), `temporary_bytes` (of the optimizer), each at its largest;
+    `embedding_bytes` (of the weights); `peak_bytes`, the most at one time. `quantized` is QLoRA's NF4 without double
+    quantisation. A GPU's allocator reserves some 5 to 25% more than is allocated.
+    """
+    config = _config(model)
+    return loop.plan_training(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+
+
+def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
+    """Full fine-tuning, LoRA, IA-3 and QLoRA, with and without checkpointing: a `method` per row.
+
+    The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
+    """
+    return loop.compare_training(_config(model), tokens, batch)

@@ -1,0 +1,84 @@
+"""Figures that others published or measured for Llama-3.2-3B, to set beside what is planned here.
+
+PEFT's own comparison (https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA) gives counts, files,
+and the most memory reserved on an NVIDIA L40S in 5,000 steps of up to 768 tokens. QLoRA's peak is what was allocated
+on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://github.com/Anassbzdd/fitcheck).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from base_model import format_bytes
+from base_model.architecture.config import count_parameters, skeleton_of
+from base_model.plan.adapters import plan_adapters
+from base_model.plan.inference import kv_cache_bytes
+from base_model.plan.quantization import bitsandbytes
+from base_model.train.loop import plan_training
+
+# The architecture of Llama-3.2-3B, as its config.json states it.
+LLAMA_3_2_3B: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+    "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001, "dtype": "bfloat16",
+}  # fmt: skip
+WITHIN = 0.10  # of a measured peak
+
+
+def check_plans() -> pd.DataFrame:
+    """The plans for Llama-3.2-3B beside published figures; needs no model on the disk.
+
+    Columns: `check`, `expected`, `found` (both as text), `difference` (0.01 is 1%), `match`: counts and files must be
+    equal, peaks within 10%.
+    """
+    bitsandbytes()  # before peft, which imports it less quietly
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(**LLAMA_3_2_3B)
+    counts = [_row(check, published, found, "{:,}".format, 0.0) for check, published, found in _counts(config)]
+    peaks = [_row(check, measured, found, format_bytes, WITHIN) for check, measured, found in _peaks(config)]
+    return pd.DataFrame(counts + peaks)
+
+
+def _row(check: str, expected: int, found: int, words: Callable[[int], str], within: float) -> dict[str, Any]:
+    difference = found / expected - 1
+    row = {"check": check, "expected": words(expected), "found": words(found), "difference": difference}
+    return row | {"match": abs(difference) <= within}
+
+
+def _counts(config: Any) -> list[tuple[str, int, int]]:
+    """What is published, and what is found, to the parameter and to the byte."""
+    from peft import IA3Config, LoraConfig
+
+    adapters = plan_adapters(config, {
+        "LoRA r32": LoraConfig(r=32, task_type="CAUSAL_LM"), "IA-3": IA3Config(task_type="CAUSAL_LM"),
+    }).set_index("adapter")  # fmt: skip
+    skeleton = skeleton_of(config)
+    return [
+        ("parameters", 3_212_749_824, count_parameters(skeleton)),
+        ("KV cache per token (bytes)", 114_688, kv_cache_bytes(skeleton, 1)),
+        ("LoRA r32: trainable", 9_175_040, int(adapters["trainable"]["LoRA r32"])),
+        ("LoRA r32: file (bytes)", 36_715_216, int(adapters["file_bytes"]["LoRA r32"])),
+        ("IA-3: trainable", 286_720, int(adapters["trainable"]["IA-3"])),
+        ("IA-3: file (bytes)", 1_157_064, int(adapters["file_bytes"]["IA-3"])),
+    ]
+
+
+def _peaks(config: Any) -> list[tuple[str, int, int]]:
+    """Measured peaks of training, in bytes, and the planned ones."""
+    from peft import IA3Config, LoraConfig
+
+    task: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    attention = LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], **task)
+    runs = [
+        ("full fine-tuning, 4 x 768", 38_868_615_168, None, 768, 4, False),
+        ("LoRA r32, 4 x 768", 22_292_725_760, LoraConfig(r=32, **task), 768, 4, False),
+        ("DoRA r32, 4 x 768", 24_532_484_096, LoraConfig(r=32, use_dora=True, **task), 768, 4, False),
+        ("IA-3, 4 x 768", 23_234_347_008, IA3Config(**task), 768, 4, False),
+        ("QLoRA r16, 1 x 1024, checkpointing", 5_761_961_984, attention, 1024, 1, True),
+    ]
+    return [
+        (f"{name}: peak", measured, int(plan_training(config, adapter, n, b, q, q, None)["peak_bytes"][0]))
+        for name, measured, adapter, n, b, q in runs
+    ]
