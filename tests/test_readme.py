@@ -8,7 +8,7 @@ import pytest
 
 import model_tools as mt
 from tests.conftest import ROOT
-from tests.test_files import LLAMA_3B_TABLE
+from tests.read.test_descriptions import LLAMA_3B_TABLE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, re.DOTALL)

@@ -13,7 +13,6 @@ from base_model.architecture.config import described, is_tied
 from base_model.read.folder import names_in, read_config, read_json, readable_headers
 from base_model.read.tensors import tensor_table
 
-ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_BYTES = 4 * 2**30  # address space, of which the libraries take their share
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SETTINGS = "generation_config.json"
@@ -69,8 +68,8 @@ def render_prompt(tokenizer: Any, text: str, seconds: float = 0.5) -> str:
     task["tokens"] = {
         name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
     }
-    command = [sys.executable, "-m", "base_model.render"]
-    done = subprocess.run(command, input=json.dumps(task), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-P", str(Path(__file__).with_name("render.py"))]
+    done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, timeout=120)
     if done.returncode:
         fault = "ran too long" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
         raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")

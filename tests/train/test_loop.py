@@ -5,8 +5,8 @@ import pytest
 import model_tools as mt
 from base_model.architecture.config import skeleton_of
 from base_model.train.loop import compare_training, plan_training
-from tests.test_adapters import llama_config
-from tests.test_plans import ARCHITECTURES, config_of
+from tests.plan.test_adapters import llama_config
+from tests.plan.test_inference import ARCHITECTURES, config_of
 
 MIB = 2**20
 SMALLER = {
