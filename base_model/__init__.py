@@ -51,6 +51,11 @@ def visible(name: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
+def storable(name: str) -> str:
+    """A name that a table can hold: bytes that are no UTF-8, which Arrow refuses, are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def brief(error: BaseException) -> str:
     """A library's own words for a fault, safe to print and short: some list hundreds of classes."""
     words = visible(" ".join(str(error).split())) or type(error).__name__

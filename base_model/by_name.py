@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, format_bytes, visible
+from base_model import ModelError, ModelWarning, format_bytes, storable, visible
 from base_model.architecture.checks import run_checks
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied
@@ -40,7 +40,7 @@ def list_files(model: str | Path) -> pd.DataFrame:
     sizes = file_sizes(folder)
     headers = readable_headers(folder, sizes)
     counts = tensor_table(headers, read_config(folder), is_tied).groupby("file")["parameters"].sum()
-    files = pd.DataFrame({"file": list(sizes), "size": list(sizes.values())})
+    files = pd.DataFrame({"file": list(map(storable, sizes)), "size": list(sizes.values())})
     files["parameters"] = files["file"].map(counts).astype("Int64")
     files["description"] = files["file"].map(describe_file)
     return files

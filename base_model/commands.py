@@ -28,7 +28,7 @@ app = typer.Typer(
     help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 Model = Annotated[
-    str, typer.Argument(help="A folder, or a Hub id such as meta-llama/Llama-3.2-3B-Instruct.", show_default=False)
+    str, typer.Argument(metavar="MODEL", help="A folder, or a Hub id (org/name); a folder wins.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
 
@@ -38,7 +38,7 @@ def get(
     model: Model,
     download: Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")] = True,
 ) -> None:
-    """Find a model on the disk, or download all of it, and print where it is."""
+    """Find or download a model; print where it is."""
     with _aside():
         place = open_model(model, download)
     print(place)
@@ -46,7 +46,7 @@ def get(
 
 @app.command()
 def demo() -> None:
-    """Make the demo model, SmolLM2-135M-Instruct, which needs no account and no Hub, and print where it is."""
+    """Make the small demo model; no account needed."""
     with _aside():
         place = make_demo_model()
     print(place)
@@ -54,7 +54,7 @@ def demo() -> None:
 
 @app.command()
 def files(model: Model, as_json: AsJson = False) -> None:
-    """List every file of a model: size, parameters, and what it is for."""
+    """List a model's files: size, parameters, purpose."""
     with _aside():
         tables = {"files": by_name.list_files(model)}
     _print(tables, as_json)
@@ -62,7 +62,10 @@ def files(model: Model, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(model: Model, as_json: AsJson = False) -> None:
-    """Compare every number that a model's files state twice; exit code 1 if any two differ."""
+    """Compare what a model's files state twice.
+
+    The exit code is 1 if any two numbers differ.
+    """
     with _aside():
         checks = by_name.check_model(model)
     _print({"checks": checks}, as_json)
@@ -76,7 +79,10 @@ def plan(
     batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say what running and tuning a model will take, before its weights are here."""
+    """Say what running and tuning a model will take.
+
+    Its config.json is enough: no weights are needed.
+    """
     with _aside():
         tables = {
             "machine": this_machine(),
@@ -94,7 +100,7 @@ def report(
         Path | None, typer.Option(help="Where to write it; runs/<model name>/ unless given.", show_default=False)
     ] = None,
 ) -> None:
-    """Write report.md, report.json and the charts of a model, and print where they are."""
+    """Write report.md, report.json and the charts."""
     with _aside():
         path = by_name.write_report(model, folder or Path("runs") / local_folder(model).name)
     print(path)

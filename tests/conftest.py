@@ -7,13 +7,14 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: nothing in this process may ask the Hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
-# Started in the background, or under a build server, this process and its children would ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import matplotlib.pyplot as plt
 import pytest
 
 from tests.folders import write_llama_3b, write_toy
+
+# Started in the background, or by a build server, this process and its children would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "SmolLM2-135M-Instruct"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, ModelError
+from base_model import COMPONENTS, ModelError, storable
 from base_model.read.counting import Tied, logical_parameters
 from base_model.read.headers import Header
 
@@ -43,7 +43,7 @@ def tensor_table(headers: dict[str, Header], config: dict[str, Any], is_tied: Ti
     table = pd.DataFrame(
         {
             "tensor": pd.Series(names, dtype="str"),
-            "file": pd.Series([file for file, header in headers.items() for _ in header.names], dtype="str"),
+            "file": pd.Series([storable(file) for file, header in headers.items() for _ in header.names], dtype="str"),
             "dtype": pd.Series(_joined(headers, "dtypes"), dtype="str"),
             "shape": pd.Series(_joined(headers, "shapes"), dtype=object),
             "elements": pd.Series(elements, dtype="int64"),

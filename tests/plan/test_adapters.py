@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import model_tools as mt
-from base_model import adapters
+from base_model.plan import adapters
 from base_model.train.published import LLAMA_3_2_3B
 from tests.folders import write_toy
 

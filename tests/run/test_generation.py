@@ -152,13 +152,13 @@ def test_run_both_runs_both_and_prints_their_answers(toy, capsys):
 
 
 def test_without_an_accelerator_a_sentence_and_no_runs(toy, monkeypatch, capsys):
-    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu"])
+    monkeypatch.setattr("base_model.by_name.available_devices", lambda: ["cpu"])
     assert mt.run_both(toy, PROMPT, 2, device="accelerator") == []
     assert "no accelerator" in capsys.readouterr().out
 
 
 def test_with_an_accelerator_it_is_the_device(toy, monkeypatch):
-    monkeypatch.setattr(mt, "available_devices", lambda: ["cpu", "meta"])
+    monkeypatch.setattr("base_model.by_name.available_devices", lambda: ["cpu", "meta"])
     with pytest.raises(mt.ModelError, match="no device 'meta'"):
         mt.run_both(toy, PROMPT, 2, device="accelerator")
 

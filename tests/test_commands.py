@@ -1,0 +1,86 @@
+"""The command: answers on standard output, everything else on standard error, faults as one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import model_tools as mt
+from tests.child import environment
+from tests.conftest import ROOT
+from tests.folders import write_toy
+
+NO_HUB = "http://127.0.0.1:9"
+
+
+def run(*words, cwd=ROOT, **more):
+    command = [sys.executable, str(ROOT / "model_tools.py"), *map(str, words)]
+    variables = environment(NO_HUB, "/nonexistent", HF_HUB_OFFLINE="1", COLUMNS="100", **more)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def test_without_arguments_the_help_is_shown():
+    done = run()
+    assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
+    for verb in ("get", "demo", "files", "check", "plan", "report"):
+        assert f"\n  {verb} " in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "report"])
+def test_each_verb_explains_itself(verb):
+    done = run(verb, "--help")
+    assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
+
+
+def test_get_prints_where_the_model_is(toy):
+    done = run("get", toy)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{toy}\n", "")
+
+
+def test_files_as_words_and_as_json(toy):
+    assert "Model weight shard" in run("files", toy).stdout
+    rows = json.loads(run("files", toy, "--json").stdout)
+    table = mt.list_files(toy)
+    assert [(row["file"], row["size"]) for row in rows] == list(zip(table["file"], table["size"], strict=True))
+
+
+def test_check_tells_by_its_exit_code(toy, tmp_path):
+    done = run("check", toy, "--json")
+    assert done.returncode == 0 and all(row["match"] for row in json.loads(done.stdout))
+    odd = write_toy(tmp_path / "odd")
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+    assert run("check", odd).returncode == 1
+
+
+def test_plan_needs_settings_alone(toy, tmp_path):
+    (tmp_path / "config.json").write_bytes((toy / "config.json").read_bytes())
+    tables = json.loads(run("plan", tmp_path, "--tokens", "64", "--json").stdout)
+    assert tables.keys() == {"machine", "inference", "adapters", "training"}
+    assert {row["tokens"] for row in tables["training"]} == {64}
+
+
+def test_report_says_where_it_is(toy, tmp_path):
+    done = run("report", toy, "--folder", tmp_path / "found")
+    assert done.stdout == f"{tmp_path / 'found' / 'report.md'}\n"
+    assert (tmp_path / "found" / "report.json").is_file()
+
+
+def test_a_fault_is_one_sentence_and_exit_code_1(tmp_path):
+    done = run("files", tmp_path / "nothing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"There is no folder {tmp_path / 'nothing'}.") and done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_code_2(toy):
+    assert run("plan", toy, "--tokens", "many").returncode == 2
+    assert run("fetch", toy).returncode == 2
+
+
+def test_a_warning_is_a_line_on_standard_error(toy, tmp_path):
+    folder = write_toy(tmp_path / "model")
+    (folder / "model-stray.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    done = run("files", folder)
+    assert done.returncode == 0 and "stray" not in done.stderr.splitlines()[0][:8]
+    assert done.stderr.startswith("Warning: No parameters are counted in one file.")
