@@ -28,7 +28,7 @@ def plan_training(
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
     ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, dtype)
     row = [ledger.most[part] for part in PARTS]
-    return pd.DataFrame([[*row, embedding, ledger.at_peak.total()]], columns=list(COLUMNS))
+    return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 
 
 def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def _at_peak(config: Any, adapter: Any, tokens: int, batch: int, checkpointing: 
         ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
     except ModelError as error:
         return [pd.NA] * len(COLUMNS) + [str(error)]
-    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total(), ""]
+    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.peak, ""]
 
 
 def _measured(
@@ -77,7 +77,7 @@ def _measured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' remarks on training for real
         base = _prepared(config, checkpointing, quantized, dtype)
-        weights, embedding = list(stored_tensors(base)), _embedding_bytes(base)
+        weights, embedding = list(stored_tensors(base)), embedding_bytes(base)
         model = attach(base, adapter) if adapter is not None else base
         ledger = _opened(model, weights)
         _run_step(model.train(), ledger, tokens, batch)
@@ -86,7 +86,7 @@ def _measured(
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
     """The base model as a training script sets it up, by the libraries' own functions."""
-    from base_model.plan.ledger import use_efficient_attention
+    from base_model.plan.attention import use_efficient_attention
 
     model = skeleton_of(config, dtype)
     use_efficient_attention(model)
@@ -152,7 +152,7 @@ def _opened(model: Any, weights: list[Any]) -> "Ledger":
     return ledger
 
 
-def _embedding_bytes(model: Any) -> int:
+def embedding_bytes(model: Any) -> int:
     """Of the weights, the embedding and the output head, once where they are tied."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())
