@@ -35,6 +35,7 @@ CONTEXT_BYTES = 600 << 20  # what the driver and the libraries' kernels hold bes
 # Cards whose error correction takes a sixteenth of the memory that is sold: those with GDDR6 in a data centre.
 CORRECTED = ("T4", "A10", "A10G", "L4", "L40", "L40S")
 SHALLOW = (2, 4)  # layers of the models that propose
+FEW = 8  # texts: the other end of the line that proposes a batch
 MOST_BATCH, MOST_TRIES = 1024, 4
 STEP = 64  # tokens: what the longest text is rounded down to
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
@@ -154,20 +155,23 @@ class Search:
             "optim": self.method.optim, "use_cpu": self.place.cpu, "bf16": not half, "fp16": half,
         }  # fmt: skip
 
-    def plan(self, batch: int, tokens: int, config: Any = None) -> Step:
-        """The step of the whole model, or of another `config`. Raises ModelError."""
+    def plan(self, batch: int) -> Step:
+        """The step of the whole model. Raises ModelError."""
         from base_model.train.operations import Tape
 
-        config = self.config if config is None else config
         tape = Tape()
-        with tempfile.TemporaryDirectory() as folder:
-            run = planned_run(self.arguments(batch), tokens, None, folder)
-            ledger, _ = measure(config, run, adapter_of(config, self.method), packing_of(self.method), tape)
-        return Step(ledger.peak + (WORKSPACE_BYTES if run.cuda else 0), tape.costs, run.half)
+        peak = self._peak(self.config, batch, tape)
+        return Step(peak, tape.costs, self.place.half)
 
-    def proposed(self, batch: int, tokens: int) -> float:
+    def _peak(self, config: Any, batch: int, observe: Any = None) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            run = planned_run(self.arguments(batch), self.tokens, None, folder)
+            ledger, _ = measure(config, run, adapter_of(config, self.method), packing_of(self.method), observe)
+        return ledger.peak + (WORKSPACE_BYTES if run.cuda else 0)
+
+    def proposed(self, batch: int) -> float:
         """The peak of the whole model along the line through two models of a few layers: a lower bound."""
-        few, more = (self.plan(batch, tokens, shallow(self.config, layers)).peak for layers in SHALLOW)
+        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         depth = self.config.get_text_config().num_hidden_layers
         return few + (more - few) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
 
@@ -204,14 +208,14 @@ def largest(search: Search) -> tuple[int, Step, float, bool]:
 
     One where none fits: proposed only, since it is no batch to run.
     """
-    one, two = (search.proposed(batch, search.tokens) for batch in (1, 2))
-    slope, usable = max(two - one, 1.0), search.place.usable
+    one, usable = search.proposed(1), search.place.usable
     if needed(one, RESERVED_AT_BEST) > usable:  # a lower bound, and too much already
-        return 1, Step(int(one), Counter(), search.place.half), slope, False
+        return 1, Step(int(one), Counter(), search.place.half), float("inf"), False
+    slope = max((search.proposed(FEW) - one) / (FEW - 1), 1.0)
     batch = _within(1 + int((usable / RESERVED - one) // slope))
     fitting: tuple[int, Step] | None = None
     for _ in range(MOST_TRIES):
-        step = search.plan(batch, search.tokens)
+        step = search.plan(batch)
         room = usable / RESERVED - step.peak
         if room >= 0:
             fitting = batch, step

@@ -26,8 +26,8 @@ TRAINERS = ("trl", "plain")
 # What a card sustains of its sheet in a training step, FLOPs and bandwidth, one pair per kind of card. Best single
 # products, by https://github.com/mag-/gpu_benchmark and https://github.com/stas00/ml-engineering (compute/accelerator),
 # reach 0.87 on an A100, 0.70 on an L40S, 0.40 on a T4, 0.85 on an A6000, 1.08 on a 4090, 0.82 on an H100. Steps of
-# published runs sustain 0.75 to 0.9 of that: the pairs of A100 (fms-acceleration, Qwen), L40S (PEFT) and T4 (fitcheck-llm)
-# were set by such runs, those of the other cards are 0.85 of their best products.
+# published runs sustain 0.75 to 0.9 of that: the pairs of A100 (fms-acceleration, Qwen), L40S (PEFT) and T4
+# (fitcheck-llm) were set by such runs, those of the other cards are 0.85 of their best products.
 SUSTAINED: Mapping[str, tuple[float, float]] = {
     "T4": (0.30, 0.50), "V100": (0.65, 0.70), "P100": (0.65, 0.70), "A100": (0.70, 0.70), "A10": (0.80, 0.80),
     "A6000": (0.72, 0.80), "A5000": (0.72, 0.80), "A40": (0.72, 0.80), "RTX 30": (0.92, 0.85), "L40S": (0.62, 0.88),
