@@ -40,8 +40,10 @@ from base_model.train.planning import (
     insertion_points,
     plan_adapters,
     plan_inference,
+    plan_time,
     plan_trainer,
     plan_training,
+    recommend,
     skeleton,
 )
 from base_model.train.published import check_plans
@@ -52,11 +54,11 @@ __all__ = [
     "directory_tree", "draw_tokens", "fetch_model", "format_bytes", "format_count", "generate_manually",
     "generate_served", "generate_with_pipeline", "gpus", "group_parameters", "hub_facts", "insertion_points",
     "kv_cache_bytes", "limits_in_words", "list_files", "load_model", "markdown_table", "memory_bandwidth",
-    "open_model", "plan_adapters", "plan_inference", "plan_trainer", "plan_training", "plot_adapters",
+    "open_model", "plan_adapters", "plan_inference", "plan_time", "plan_trainer", "plan_training", "plot_adapters",
     "plot_components", "plot_insertion", "plot_layers", "plot_limits", "plot_memory", "plot_models",
     "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_report", "read_tensors", "readable",
-    "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt", "show_tokens",
-    "skeleton", "speed_limit", "takeaways", "this_machine", "to_markdown", "write_report",
+    "recommend", "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt",
+    "show_tokens", "skeleton", "speed_limit", "takeaways", "this_machine", "to_markdown", "write_report",
 ]  # fmt: skip
 
 if __name__ == "__main__":

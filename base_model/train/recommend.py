@@ -7,6 +7,7 @@ of a few layers propose a batch, and a plan of the whole model verifies it.
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -99,11 +100,11 @@ def bytes_of(memory: str | int) -> int:
 
 
 def recommend(
-    config: Any, place: Place, tokens: int, devices: int = 1, epoch_tokens: int | None = None, mean: float | None = None
+    config: Any, place: Place, tokens: int, devices: int = 1, epoch: Callable[[int], float] | None = None
 ) -> pd.DataFrame:
     """One row per method and checkpointing, best first, in `COLUMNS`.
 
-    `tokens` is the longest text; `mean` the tokens of a text on average and `epoch_tokens` of one epoch, where there
+    `tokens` is the longest text; `epoch` gives the tokens of one epoch, padding included, at a batch size, where there
     is data. An interrupt keeps what was found.
     """
     from tqdm.auto import tqdm
@@ -115,7 +116,7 @@ def recommend(
     try:
         for method, checkpointing in tqdm(tried, desc="Planning", delay=3, leave=False):
             search = Search(config, place, method, checkpointing, tokens, devices)
-            rows.append(row_of(search, epoch_tokens, mean))
+            rows.append(row_of(search, epoch))
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -181,7 +182,7 @@ def needed(peak: float, reserved: float = RESERVED) -> float:
     return peak * reserved
 
 
-def row_of(search: Search, epoch_tokens: int | None, mean: float | None) -> list[Any]:
+def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
     """The cells of `COLUMNS` for one search; an architecture that this method cannot be planned for says why."""
     try:
         found = largest(search)
@@ -193,7 +194,7 @@ def row_of(search: Search, epoch_tokens: int | None, mean: float | None) -> list
     if needed(step.peak, RESERVED_AT_BEST) > search.place.usable:
         verdict = "does not fit"
     share = needed(step.peak) / search.place.usable
-    speed, low, high = _pace(search, step, batch, epoch_tokens, mean)
+    speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
     return _cells(search, cells, _why(search, step, verdict, exact), _longest(search, batch, step, slope), speed)
 
@@ -239,17 +240,15 @@ def _longest(search: Search, batch: int, step: Step, slope: float) -> Any:
     return min(tokens, positions) if tokens >= STEP else pd.NA
 
 
-def _pace(
-    search: Search, step: Step, batch: int, epoch_tokens: int | None, mean: float | None
-) -> tuple[float, float, float]:
+def _pace(search: Search, step: Step, batch: int, epoch: Callable[[int], float] | None) -> tuple[float, float, float]:
     """Tokens per second, and the hours of one epoch, low and high; nan where the place or the data is not known."""
     if search.place.on is None or not step.costs:
         return (float("nan"),) * 3
     time = time_on(step.costs, batch * search.tokens, search.place.on, step.half).iloc[0]
     speed = float(time["tokens_per_s"]) * search.devices
-    if epoch_tokens is None:
+    if epoch is None:
         return speed, float("nan"), float("nan")
-    hours = epoch_tokens / speed / 3600
+    hours = epoch(batch) / speed / 3600
     return speed, hours * time["low_s"] / time["step_s"], hours * time["high_s"] / time["step_s"]
 
 
