@@ -5,6 +5,7 @@ piped. A fault is one sentence and exit code 1; wrong usage is exit code 2.
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,27 +17,35 @@ import pandas as pd
 import typer
 
 from base_model import ModelError, by_name
-from base_model.hub.demo import make_demo_model
+from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
-from base_model.hub.locate import local_folder
+from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
+from base_model.show.page import last_run, run_notebook, write_page
 from base_model.show.words import readable
 from base_model.train.planning import compare_training, plan_adapters, plan_inference
 
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
+DEFAULT = "meta-llama/Llama-3.2-3B-Instruct"
 app = typer.Typer(
     help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or a Hub id (org/name); a folder wins.", show_default=False)
 ]
+# From the environment where it is not given: so `make` hands it over without a shell that could read it as a command.
+Named = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; else the variable MODEL.", show_default=False),
+]
+Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
 
 
 @app.command()
 def get(
     model: Model,
-    download: Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")] = True,
+    download: Download = True,
 ) -> None:
     """Find or download a model; print where it is."""
     with _aside():
@@ -103,6 +112,23 @@ def report(
     """Write report.md, report.json and the charts."""
     with _aside():
         path = by_name.write_report(model, folder or Path("runs") / local_folder(model).name)
+    print(path)
+
+
+@app.command()
+def notebook(model: Named = None, download: Download = True) -> None:
+    """Run the notebook on a model; print its folder."""
+    with _aside():
+        folder = run_notebook(open_model(os.environ.get("MODEL", DEFAULT) if model is None else model, download))
+    print(folder)
+
+
+@app.command()
+def page(model: Named = None) -> None:
+    """Make the last run's page without code anew."""
+    with _aside():
+        usual = DEMO if is_complete(HERE / DEMO) else DEFAULT
+        path = write_page(last_run(os.environ.get("MODEL", usual) if model is None else model))
     print(path)
 
 

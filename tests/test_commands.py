@@ -23,11 +23,11 @@ def run(*words, cwd=ROOT, **more):
 def test_without_arguments_the_help_is_shown():
     done = run()
     assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    for verb in ("get", "demo", "files", "check", "plan", "report"):
+    for verb in ("get", "demo", "files", "check", "plan", "report", "notebook", "page"):
         assert f"\n  {verb} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "report"])
+@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "report", "notebook", "page"])
 def test_each_verb_explains_itself(verb):
     done = run(verb, "--help")
     assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
@@ -71,6 +71,13 @@ def test_a_fault_is_one_sentence_and_exit_code_1(tmp_path):
     done = run("files", tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"There is no folder {tmp_path / 'nothing'}.") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["notebook", "page"])
+def test_a_model_may_come_from_the_environment(verb, tmp_path):
+    done = run(verb, MODEL="-rf x", cwd=tmp_path)
+    assert done.returncode == 1 and "-rf x" in done.stderr and done.stderr.count("\n") == 1
+    assert run(verb, MODEL="").stderr.startswith("No model was named.")
 
 
 def test_wrong_usage_is_exit_code_2(toy):
