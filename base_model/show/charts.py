@@ -1,12 +1,16 @@
 """A table to an Axes. Data first, `ax=None` makes a new figure, the Axes is returned; only `save_chart` writes."""
 
+import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, format_bytes, format_count, format_share, visible
+from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
+from base_model.read.folder import is_folder
+from base_model.show.saving import in_home, reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,10 +181,34 @@ def _unit(largest: float) -> tuple[str, float]:
     return ("billions", 1e9) if largest >= 5e8 else ("millions", 1e6) if largest >= 5e5 else ("count", 1)
 
 
-def save_chart(ax: "Axes", path: str | Path) -> Path:
-    """Save the chart's figure as a PNG, its folder made if need be; the same table gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def picture(ax: "Axes") -> bytes:
+    """The chart's figure as a PNG; the same table gives the same bytes."""
     figure: Any = ax.get_figure(root=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})  # a version in the file would change its bytes
-    return path
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})  # a version would change the bytes
+    return content.getvalue()
+
+
+def save_chart(ax: "Axes", path: str | Path) -> Path:
+    """Save the chart's figure as a PNG, its folder made if need be; gives the path, which ends in .png.
+
+    Raises ModelError where it cannot be written; what was there before is then still there.
+    """
+    place, content = _picture_path(path), picture(ax)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = place.resolve()  # of a link that the user named
+        if target.exists() and not target.is_file():
+            raise ModelError(f"{visible(str(place))} is a pipe or a device. Give the path of a picture, such as x.png.")
+        write_whole({target: content})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{visible(str(place))} cannot be written: {reason(error)}. Give another path.") from error
+    return place
+
+
+def _picture_path(path: str | Path) -> Path:
+    """`~` is the home folder, and .png is added where it is missing. Raises ModelError for a folder."""
+    place = in_home(path)
+    if str(path).endswith(("/", os.sep)) or is_folder(place):
+        raise ModelError(f"{visible(str(path))} is a folder. Give the path of a picture, such as chart.png in it.")
+    return place if place.suffix.lower() == ".png" else place.with_name(f"{place.name}.png")
