@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import time
 
 import pandas as pd
 import pytest
@@ -308,3 +310,67 @@ def test_a_long_table_shows_its_beginning_and_says_so():
     assert "f40" not in shown
     assert shown.endswith("... and 60 more rows.")
     assert "more rows" not in repr(mt.show(table.head(40)))
+
+
+# --- What lies where a report should be
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(200 * 2**30)  # a hole
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [fifo, huge, device, folder])
+@pytest.mark.parametrize("name", ["report.json", "report.md"])
+def test_what_is_no_file_of_a_report_is_neither_read_nor_waited_for(make, name, save, tmp_path):
+    start = time.monotonic()
+    make(tmp_path / name)
+    before = [path.lstat() for path in tmp_path.iterdir()]
+    with pytest.raises(mt.ModelError, match=r"Give another folder|another folder\."):
+        save(tmp_path)
+    if name == "report.json":
+        with pytest.raises(mt.ModelError, match=r"another folder\."):
+            mt.read_report(tmp_path)
+    assert time.monotonic() - start < 5 and [path.lstat() for path in tmp_path.iterdir()] == before
+
+
+HEAD = '{"schema": "base_model_visualize/report/1"'
+JUNK = [
+    "", "null", "7", '"text"', "{}", "[" * 10**6, '{"a":' * 10**5, "9" * 5000, HEAD, f"{HEAD}, }}", "\x00" * 100,
+    *(f'{HEAD}, "tables": {tables}}}' for tables in (
+        "null", "5", '"text"', "[]", '[{"a": 1}]', '{"a": null}', '{"a": 5}', '{"a": "text"}', '{"a": {"b": 1}}',
+        '{"a": [{"b": "\\ud800"}]}', '{"a": [1, 2]}', '{"a": [null]}', '{"a": [[1]]}', '{"a": [{"b": 1}, 2]}',
+    )),
+]  # fmt: skip
+FINE = [
+    '{"a": []}',
+    '{"a": [{"b": 1e999}, {"c": [1, {"d": 2}]}]}',
+    '{"a": [{"b": 1}, {"b": "x"}]}',
+    '{"": [{"": null}]}',
+]
+
+
+@pytest.mark.parametrize("number", range(len(JUNK)))
+def test_junk_in_report_json_is_told(number, tmp_path):
+    (tmp_path / "report.json").write_text(JUNK[number])
+    with pytest.raises(mt.ModelError, match=r"report\.json (cannot be read|is no report|holds something else)"):
+        mt.read_report(tmp_path)
+
+
+@pytest.mark.parametrize("tables", [*FINE, f'{{"a": [{{"b": {10**40}}}]}}'])
+def test_any_rows_of_objects_are_a_table(tables, tmp_path):
+    (tmp_path / "report.json").write_text(f'{HEAD}, "tables": {tables}}}')
+    ((_, table),) = mt.read_report(tmp_path).items()
+    assert isinstance(table, pd.DataFrame)
