@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from base_model import ModelError, by_name
+from base_model import ModelError, by_name, visible_text
 from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
@@ -145,19 +145,21 @@ def _aside() -> Iterator[None]:
         try:
             yield
         except ModelError as error:
-            print(error)
+            print(visible_text(str(error)))
             raise typer.Exit(1) from None
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"Warning: {message}", file=sys.stderr)
+    print(f"Warning: {visible_text(str(message))}", file=sys.stderr)
 
 
 def _print(tables: Mapping[str, pd.DataFrame], as_json: bool) -> None:
     """One table, or several under their names."""
     if as_json:
         records = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        print(json.dumps(records if len(records) > 1 else next(iter(records.values())), indent=1, ensure_ascii=False))
+        print(
+            json.dumps(records if len(records) > 1 else next(iter(records.values())), indent=1)
+        )  # ASCII: safe to print
         return
     for name, table in tables.items():
         heading = f"{name}\n" if len(tables) > 1 else ""

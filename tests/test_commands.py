@@ -1,6 +1,7 @@
 """The command: answers on standard output, everything else on standard error, faults as one sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -91,3 +92,14 @@ def test_a_warning_is_a_line_on_standard_error(toy, tmp_path):
     done = run("files", folder)
     assert done.returncode == 0 and "stray" not in done.stderr.splitlines()[0][:8]
     assert done.stderr.startswith("Warning: No parameters are counted in one file.")
+
+
+def test_names_cannot_steer_the_terminal(toy, tmp_path):
+    odd = "a\x1b[31m\x9b2J\u202e.json"
+    folder = shutil.copytree(toy, tmp_path / "model")
+    (folder / odd).write_text("{}")
+    (folder / f"model-{odd}.safetensors").write_text("{}")
+    for words in (["files", folder], ["files", folder, "--json"], ["files", tmp_path / odd]):
+        done = run(*words)
+        assert not [char for char in done.stdout + done.stderr if not char.isprintable() and char != "\n"], words
+    assert odd in {row["file"] for row in json.loads(run("files", folder, "--json").stdout)}

@@ -89,9 +89,8 @@ def _announcement(model: HubId, folder: Path, plan: Plan, free: int) -> str:
         lines.append(
             f"Left out, since transformers does not read them (original/, other formats): {_amount(plan.left_out)}."
         )
-    if unfinished := leftovers(folder):
-        size = sum(path.stat().st_size for path in unfinished)
-        lines.append(f"Unfinished files of a killed download take {format_bytes(size)}: `remove_leftovers` frees them.")
+    if words := on_leftovers(folder):
+        lines.append(words)
     return "\n".join(lines)
 
 
@@ -153,8 +152,8 @@ def _require_no_strangers(folder: Path, names: list[str]) -> None:
             strangers.append(name)
     if strangers:
         raise ModelError(
-            f"{folder} already holds {', '.join(strangers)}, not downloaded by the Hub client or changed since; the "
-            "download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
+            f"{folder} already holds {', '.join(map(visible, strangers))}, not downloaded by the Hub client or changed "
+            "since; the download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
 
 
@@ -212,7 +211,9 @@ def _fetch(model: HubId, folder: Path, commit: str, name: str, size: int, total:
         """The client's progress bar of one file, which ends the transfer when it is stopped."""
 
         def __init__(self, *arguments: Any, **options: Any):
-            super().__init__(*arguments, **{**options, "desc": name})  # the client would show the end of a long address
+            super().__init__(
+                *arguments, **{**options, "desc": visible(name)}
+            )  # the client would show the end of a long address
 
         def update(self, n: float | None = 1) -> bool | None:
             """Called with each piece of the file."""
@@ -251,10 +252,18 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted((folder / RECORDS).rglob("*.incomplete"))
 
 
+def on_leftovers(folder: Path) -> str:
+    """What the unfinished files in a folder take, in a sentence; empty where there are none."""
+    unfinished = leftovers(folder)
+    size = sum(path.lstat().st_size for path in unfinished)
+    words = f"Unfinished files of a killed download take {format_bytes(size)}: `remove_leftovers` frees them."
+    return words if unfinished else ""
+
+
 def remove_leftovers(folder: str | Path) -> int:
     """Delete the unfinished files that killed downloads have left in a folder; the bytes that this frees."""
     unfinished = leftovers(Path(folder))
-    freed = sum(path.stat().st_size for path in unfinished)
+    freed = sum(path.lstat().st_size for path in unfinished)
     for path in unfinished:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return freed
