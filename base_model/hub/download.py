@@ -151,9 +151,10 @@ def _require_no_strangers(folder: Path, names: list[str]) -> None:
         if (folder / name).exists() and not (record and _is_unchanged(folder / name, record)):
             strangers.append(name)
     if strangers:
+        files = ", ".join(map(visible, strangers))
         raise ModelError(
-            f"{folder} already holds {', '.join(map(visible, strangers))}, not downloaded by the Hub client or changed "
-            "since; the download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
+            f"{folder} already holds {files}, not downloaded by the Hub client or changed since; the download would "
+            "replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
 
 

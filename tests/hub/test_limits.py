@@ -1,11 +1,14 @@
 """A Hub that never ends, drips, holds the line, sends bombs, or answers with other JSON: a sentence within seconds."""
 
 import json
+import shutil
+import threading
 import time
 
 import pytest
 
 import model_tools as mt
+from base_model.hub import limits
 from tests import hub_stand_in as hostile
 from tests.child import MODEL, assert_refused, fetch, files_in, look
 from tests.hub_stand_in import HubStandIn
@@ -143,3 +146,89 @@ def test_other_requests_of_the_users_own_are_left_alone(toy):
         )
         answer = look(stand_in.url, toy.parent, code)[code][0]
     assert "gzip" in answer
+
+
+def test_a_file_of_the_model_may_be_longer_and_take_longer_than_other_answers(toy, tmp_path):
+    before = 'vars(__import__("base_model.hub.limits", fromlist="x")).update(ANSWER_BYTES=20_000, ANSWER_SECONDS=1)'
+    with HubStandIn(toy, pause=1.5) as stand_in:
+        done = fetch(stand_in.url, tmp_path / "toy", before)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_in(tmp_path / "toy") == files_in(toy)
+
+
+def test_a_list_of_endless_pages_is_given_up(toy, tmp_path):
+    folder = shutil.copytree(toy, tmp_path / "toy")
+    before = 'vars(__import__("base_model.hub.limits", fromlist="x")).update(ANSWERS=30)\noptions["verify"] = True'
+
+    def page(handler):
+        url = f"{handler.server.url}{handler.path.partition('?')[0]}"
+        hostile.start_answer(handler, f'Link: <{url}>; rel="next"', "Content-Length: 2")
+        handler.wfile.write(b"[]")
+
+    with HubStandIn(toy, hostile=(r"GET .*/tree/", page)) as stand_in:
+        done = fetch(stand_in.url, folder, before)
+    assert_refused(done, "sent more than 30 answers to one question")
+    assert len(stand_in.requests) < 40
+
+
+def test_nothing_is_asked_for_in_a_compressed_form(base_toy, tmp_path):
+    asked = []
+
+    def note(handler):
+        asked.append(handler.headers["Accept-Encoding"])
+        hostile.answer_with(json.dumps(PAGE))(handler)
+
+    with HubStandIn(base_toy, hostile=(LIST, note)) as stand_in:
+        look(stand_in.url, tmp_path, f'hub_facts("{MODEL}")')
+    assert asked == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"), [("5", True), ("30", True), ("31", False), ("9" * 5000, False), ("²", False)]
+)
+def test_a_short_wait_is_kept_and_a_long_one_is_not(seconds, kept):
+    headers = {"Retry-After": seconds, "RateLimit": f'"api";r=0;t={seconds}'}
+    limits._shorten_wait(headers)
+    assert bool(headers) == kept and len(headers) in (0, 2)
+
+
+def test_a_server_that_is_slow_but_steady_is_waited_for(monkeypatch):
+    """A second without a byte is paid for by the bytes of the next; half of what is needed is not enough."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(limits.time, "monotonic", lambda: next(clock))
+    steady, slow = limits.Watch(), limits.Watch()
+    for watch in (steady, slow):
+        watch.reading[0] = float("inf")
+    for _ in range(200):
+        steady.bytes += limits.SLOWEST
+        steady.look()
+    with pytest.raises(limits.OverLimitError, match="less than"):
+        for second in range(200):
+            assert second <= 2 * limits.PATIENCE + 2
+            slow.bytes += limits.SLOWEST // 2
+            slow.look()
+
+
+def test_ctrl_c_and_a_fault_end_the_other_calls():
+    ended = threading.Event()
+
+    def wait():
+        try:
+            while True:
+                limits.require_wanted()
+                time.sleep(0.01)
+        except limits.StoppedError:
+            ended.set()
+
+    def fail():
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        limits.side_by_side([wait, fail], 2)
+    assert ended.wait(5)
+
+
+def test_answers_come_in_the_order_of_their_calls():
+    calls = [lambda n=n: time.sleep(0.05 * (4 - n)) or n for n in range(4)]
+    assert limits.side_by_side(calls, 4) == limits.side_by_side(calls, 1) == [0, 1, 2, 3]
+    assert limits.side_by_side([], 4) == []
