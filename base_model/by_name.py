@@ -20,6 +20,7 @@ from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.show.report import save_report
+from base_model.show.saving import in_home
 from base_model.text.tokens import describe_tokenizer
 
 
@@ -121,4 +122,4 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
-    return save_report(Path(folder).expanduser(), about, tables, tensors)
+    return save_report(in_home(folder), about, tables, tensors)
