@@ -11,11 +11,10 @@ from typing import Any
 
 from base_model import ModelError, ModelWarning, visible
 from base_model.read.headers import AGAIN, Header, open_file, read_header, read_valid_header
+from base_model.read.limits import MAX_FILES, MAX_JSON_BYTES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_JSON_BYTES = 100_000_000  # the largest index in use is some 10 MB
-MAX_FILES = 20_000  # a repository holds some hundreds; a home folder millions
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

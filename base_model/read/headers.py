@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from base_model import ModelError, format_bytes, visible
+from base_model.read.limits import MAX_HEADER_BYTES
 
 AGAIN = "Delete it and download it again."
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 Columns = tuple[list[str], list[str], list[tuple[int, ...]]]  # names, dtypes, shapes
 WRONG_LENGTH = "Error while deserializing header: incomplete metadata, file not fully covered"
 FIELDS = {"dtype", "shape", "data_offsets"}

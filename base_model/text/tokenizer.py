@@ -14,6 +14,7 @@ from base_model.read.folder import names_in, read_config, read_json, readable_he
 from base_model.read.tensors import tensor_table
 
 TEMPLATE_BYTES = 4 * 2**30  # address space, of which the libraries take their share
+TOKENIZER_STEERING = ("fast_tokenizer_files", "init_inputs")  # other files; arguments that may be paths
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SETTINGS = "generation_config.json"
 # Article 1 of the Universal Declaration of Human Rights: the same for every model, so that they can be compared.
@@ -27,9 +28,11 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, by transformers; no code of the folder is run, nothing is downloaded."""
     from transformers import AutoTokenizer
 
-    _require_plain_settings(folder)
+    config = _plain_config(_require_plain_settings(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare exceptions of many kinds, and the panics of Rust code, which are no Exception
@@ -42,14 +45,40 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _require_plain_settings(folder: Path) -> None:
-    """What transformers would wait for, or build however large, as it reads these files, is refused first."""
+def _plain_config(settings: dict[str, Any]) -> Any:
+    """A config of the model's class that says no more of it than a tokenizer must know.
+
+    transformers is given it, so that it reads no config.json of its own accord.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    names = ("tokenizer_class", "model_name", "_name_or_path")
+    stated = {name: settings[name] for name in names if isinstance(settings.get(name), str)}
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str):
+        return PreTrainedConfig(**stated)
+    plain = PreTrainedConfig(model_type=model_type, **stated)
+    try:
+        return CONFIG_MAPPING[model_type](**stated) if model_type in CONFIG_MAPPING else plain
+    except Exception:  # a few architectures have no defaults: the name of the type has to do
+        return plain
+
+
+def _require_plain_settings(folder: Path) -> dict[str, Any]:
+    """What transformers would wait for, or build however large, as it reads these files, is refused first.
+
+    Gives the settings of config.json without those that steer.
+    """
     names = ("config.json", "tokenizer_config.json", "tokenizer.json")
     settings = {name: read_json(folder / name) for name in names if os.path.lexists(folder / name)}
-    described(settings.get("config.json", {}))
-    limit = settings.get("tokenizer_config.json", {}).get("model_max_length", 1)
+    plain = described(settings.get("config.json", {}))
+    stated = settings.get("tokenizer_config.json", {})
+    if steering := next((name for name in TOKENIZER_STEERING if name in stated), None):
+        raise ModelError(f"tokenizer_config.json sets {steering}, which chooses other files than these. Delete it there.")
+    limit = stated.get("model_max_length", 1)
     if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # NaN is refused, too
         raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length, which is no count.")
+    return plain
 
 
 def require_tame_template(tokenizer: Any, seconds: float = 0.5) -> None:
