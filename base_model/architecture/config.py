@@ -211,7 +211,18 @@ def is_tied(settings: dict[str, Any]) -> bool:
         return bool(stated)
     from transformers import CONFIG_MAPPING  # seconds, but only for a head stored without a word on it
 
-    return model_type in CONFIG_MAPPING and bool(getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", False))
+    if model_type not in CONFIG_MAPPING:
+        return False
+    default = getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", None)
+    return bool(_built_default(CONFIG_MAPPING[model_type]) if default is None else default)
+
+
+def _built_default(config_class: Any) -> bool:
+    """What T5 and its kin decide as they are built."""
+    try:
+        return bool(getattr(config_class(), "tie_word_embeddings", False))
+    except Exception:  # a few architectures are made of others and have no defaults, so no answer either
+        return False
 
 
 def layers_of(config: Any) -> int:

@@ -30,9 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     config = _plain_config(_require_plain_settings(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare exceptions of many kinds, and the panics of Rust code, which are no Exception
@@ -57,7 +55,7 @@ def _plain_config(settings: dict[str, Any]) -> Any:
     model_type = settings.get("model_type")
     if not isinstance(model_type, str):
         return PreTrainedConfig(**stated)
-    plain = PreTrainedConfig(model_type=model_type, **stated)
+    plain = PreTrainedConfig(**stated | {"model_type": model_type})
     try:
         return CONFIG_MAPPING[model_type](**stated) if model_type in CONFIG_MAPPING else plain
     except Exception:  # a few architectures have no defaults: the name of the type has to do
@@ -74,7 +72,7 @@ def _require_plain_settings(folder: Path) -> dict[str, Any]:
     plain = described(settings.get("config.json", {}))
     stated = settings.get("tokenizer_config.json", {})
     if steering := next((name for name in TOKENIZER_STEERING if name in stated), None):
-        raise ModelError(f"tokenizer_config.json sets {steering}, which chooses other files than these. Delete it there.")
+        raise ModelError(f"tokenizer_config.json sets {steering}, which may choose other files. Delete it there.")
     limit = stated.get("model_max_length", 1)
     if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # NaN is refused, too
         raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length, which is no count.")
