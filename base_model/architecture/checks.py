@@ -19,7 +19,7 @@ from base_model.architecture.config import (
     skeleton_of,
 )
 from base_model.read.counting import quantization_of
-from base_model.read.folder import Index, read_config, read_index, weight_files
+from base_model.read.folder import Index, read_config, read_index, warn_of_oddities, weight_files
 from base_model.read.headers import Header, read_valid_header
 from base_model.read.tensors import tensor_table
 
@@ -43,6 +43,7 @@ def run_checks(folder: Path, known: Mapping[str, Header] | None = None) -> list[
     paths = weight_files(folder, index)
     headers: dict[str, Header] = dict(known or {})
     files = [_length(path, headers) for path in paths]
+    warn_of_oddities(folder, headers)
     table = tensor_table(headers, config, is_tied)
     described = [*_head(config, table), *_architecture(folder, table)]
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
