@@ -1,8 +1,10 @@
 """config.json to transformers' own idea of the architecture, with nothing in it that could steer what is run."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from base_model import ModelError, brief, format_bytes, visible
 from base_model.read import limits
 from base_model.read.counting import stated_tie
 from base_model.read.folder import read_config
-from base_model.read.limits import MAX_BUFFER_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_NAMED
+from base_model.read.limits import MAX_BUFFER_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_MODULES, MAX_NAMED
 
 FLOATS = ("float32", "bfloat16", "float16")
 GENERATES = re.compile("CausalLM|LMHead|ConditionalGeneration")  # in the name of a class
@@ -170,14 +172,36 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         config = deepcopy(config)
         del config.quantization_config
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _few_modules():
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
             )
+    except ModelError:
+        raise
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(
             f"config.json describes no causal language model that can be built: {brief(error)}."
         ) from error
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Stop a model of too many parts while it is built: what multiplies them has another name in each architecture."""
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    numbers = itertools.count(1)
+
+    def stop(*_: Any) -> None:
+        if next(numbers) > MAX_MODULES:
+            raise ModelError(
+                f"config.json describes more than {MAX_MODULES:,} modules, which no model has. Correct it."
+            )
+
+    hook = register_module_module_registration_hook(stop)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:

@@ -19,9 +19,9 @@ SETTINGS = {
     "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
 }  # fmt: skip
 
-MAX_TOKENS = 2_000_000  # words of a vocabulary; the largest of today has 0.9 million
+MAX_TOKENS = 1_000_000  # words of a vocabulary; the largest of today has 0.9 million
 MAX_ADDED_TOKENS = 50_000  # each takes part in a search of its own; models of today have some hundreds
-TOKENIZER_SECONDS = 10  # of the processor, to load a tokenizer.json and to read and write a page with it
+TOKENIZER_SECONDS = 5  # of the processor, to load a tokenizer.json and to read and write a page with it
 TEMPLATE_SECONDS = 0.5  # of the processor, to render a conversation
 CHILD_BYTES = 4 * 2**30  # address space of the process that tries them out; the libraries take their share
 MAX_PROMPT_CHARACTERS = 100_000  # of a rendered conversation; more is no prompt that a person reads

@@ -441,7 +441,7 @@ ROWS = {
     "shards without an index": (remove(INDEX), WEIGHTS, "3 of 3 shards are there, but not their index"),
     "one file and shards together": (single, "read load", f"{S1}, {S2}, {S3}: beside the model"),
     "one file beside an index of nothing": (both(single, remove(S1, S2, S3), write(INDEX, "{}")), WEIGHTS, "left out: "),
-    "one file beside an index that is no JSON": (both(single, write(INDEX, "{")), WEIGHTS, "is not valid JSON"),
+    "one file beside an index that is no JSON": (both(single, write(INDEX, "{")), WEIGHTS, "left out: "),
     "a gap in the shards on which the index agrees": (gap, "read check load", "model-00002-of-00004.safetensors is missing"),
     "a model of no tensors": (header({}), "read check load", f"{ONE} holds no tensor at all"),
     "a download that aria2 did not finish": (write(f"{S2}.aria2", "x"), "read check load", f"{S2} is not downloaded to its end"),
