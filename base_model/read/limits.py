@@ -8,13 +8,13 @@ MAX_FILES = 20_000  # a repository holds some hundreds; a home folder millions
 MAX_DEPTH = 50  # objects and lists in one another, in config.json
 MAX_ITEMS = 10_000  # of a list in config.json: one for each layer at most; settings of a quantisation may name more
 MAX_NAMED = 1_000_000  # of an object in config.json, or of a list of its quantisation: one for each tensor at most
-MAX_MODULES = 100_000  # of a model that is built without weights; experts that are not fused are modules
+MAX_MODULES = 50_000  # of a model that is built without weights; experts that are not fused are modules
 MAX_BUFFER_BYTES = 2**30  # masks and position tables; a model of today has some megabytes
 
 # The largest number, or the most items of a list or a text, that a setting of config.json gives, by the end of its
-# name. The deepest model of today has some 130 layers, self-merges some 320.
+# name. The deepest model of today has some 130 layers, models merged with themselves some 315.
 SETTINGS = {
-    "layers": 512, "layer": 512, "blocks": 512, "types": 512, "type": 512, "pattern": 512,
+    "layers": 320, "layer": 320, "blocks": 320, "types": 320, "type": 320, "pattern": 320,
     "expand": 10_000, "rank": 10**6, "heads": 10_000, "experts": 20_000, "labels": 100_000,
     "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
 }  # fmt: skip
