@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, storable, visible
-from base_model.architecture.checks import run_checks
+from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied
 from base_model.hub import download, remote
@@ -70,7 +70,9 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     found = locate(model)
     with without_collector():
         headers = model_headers(found.folder, found.headers)
-        return tensor_table(headers, read_config(found.folder), is_tied)
+        table = tensor_table(headers, read_config(found.folder), is_tied)
+    warn_of_packed(found.folder, table)
+    return table
 
 
 def check_model(model: str | Path) -> pd.DataFrame:

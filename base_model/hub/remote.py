@@ -23,13 +23,13 @@ from base_model.hub.limits import side_by_side
 from base_model.read.descriptions import describe_file
 from base_model.read.folder import (
     INDEX_FILE,
-    MAX_JSON_BYTES,
     SINGLE_FILE,
     TOKENIZER_FILES,
     read_config,
     read_index,
 )
-from base_model.read.headers import AGAIN, MAX_HEADER_BYTES
+from base_model.read.headers import AGAIN
+from base_model.read.limits import MAX_HEADER_BYTES, MAX_JSON_BYTES
 
 SETTINGS = ("config.json", INDEX_FILE, "quantize_config.json", "generation_config.json")
 TOKENIZER = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
