@@ -85,7 +85,7 @@ def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:
     """One row per fact; columns `fact`, `value` (text)."""
     tokenizer = load_tokenizer(folder)
     template = _default_template(tokenizer.chat_template)
-    stated = _stated_ids(folder)
+    stated = stated_ids(folder)
     facts = {
         "class": type(tokenizer).__name__,
         "vocabulary, added tokens included": format_count(len(tokenizer)),
@@ -120,7 +120,7 @@ def _rows(rows: int | None, tokens: int) -> str:
     return f"{rows:,}: MISMATCH, {tokens - rows:,} tokens have no row, and their ids would fail"
 
 
-def _stated_ids(folder: Path) -> dict[str, list[int]]:
+def stated_ids(folder: Path) -> dict[str, list[int]]:
     """`{role: ids}` as generation_config.json states them; it may give several to EOS, and others are left out."""
     settings = read_json(folder / SETTINGS) if os.path.lexists(folder / SETTINGS) else {}
     stated = {role: settings.get(f"{role}_id") for role in ROLES}
