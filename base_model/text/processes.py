@@ -24,12 +24,9 @@ from base_model.text.measure import RECORD, Task
 ROWS_FOR_A_PROCESS = 5_000  # fewer are split sooner than another process has started
 MOST_PROCESSES = 8
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
+SETTINGS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+SETTINGS |= {"CUDA_VISIBLE_DEVICES": ""}  # texts are split without a GPU, whose memory is the user's
+# A launcher's (torchrun's) place for its own process: a child that had it, too, would wait for others.
 LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 
