@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BINS = 40
 BEYOND = "#999999"
 LINES = "#444444"
+FAR = 2  # times the longest example: a max_length beyond is told, not drawn
 
 
 def plot_lengths(lengths: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -28,7 +29,8 @@ def plot_lengths(lengths: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     colours = [BEYOND if most is not None and edge > most else NEUTRAL for edge in edges[:-1]]
     ax.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colours, edgecolor="white", linewidth=0.5)
     marks = {"median": float(tokens.median()), "longest": float(tokens.max())}
-    _mark(ax, marks if most is None else marks | {"max_length": float(most)})
+    near = most is not None and most <= FAR * tokens.max()
+    _mark(ax, marks | ({"max_length": float(most or 0)} if near else {}))
     title(ax, _finding(lengths, most))
     ax.set(xlabel="length of an example (tokens)", ylabel="examples")
     return ax
@@ -42,13 +44,16 @@ def _edges(longest: int, most: int | None) -> np.ndarray:
 
 
 def _mark(ax: "Axes", marks: dict[str, float]) -> None:
-    """A line for each, with its name at the top; names of lines that are close take turns in height."""
+    """A line for each, with its name beside it; one below the other, as lines may be close together."""
     ax.set_ylim(0, ax.get_ylim()[1] * 1.3)
-    ax.set_xlim(0, max(marks.values()) * 1.12)
+    ax.set_xlim(0, max(marks.values()) * 1.05)
+    plate: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "bbox": plate}
     for turn, (name, place) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
         ax.axvline(place, color=LINES, linestyle="--" if name == "max_length" else ":", linewidth=1)
-        style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        ax.annotate(f"{name} {place:,.0f}", (place, 0.95 - 0.08 * turn), xytext=(4, 0), va="center", **style)
+        side, align = (-5, "right") if turn == len(marks) - 1 else (5, "left")
+        style |= {"xytext": (side, 0), "ha": align, "va": "center"}
+        ax.annotate(f"{name} {place:,.0f}", (place, 0.95 - 0.08 * turn), **style)
 
 
 def _finding(lengths: pd.DataFrame, most: int | None) -> str:

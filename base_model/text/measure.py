@@ -12,12 +12,12 @@ import pickle
 import signal
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -63,8 +63,7 @@ def main() -> None:
     try:
         _work(folder, task)
     except ModelError as error:
-        where = f"{task.name}, " if isinstance(error, RowError) else ""
-        (folder / "fault").write_text(f"{where}{error}", encoding="utf-8")
+        (folder / "fault").write_text(str(error), encoding="utf-8")
         sys.exit(1)
     (folder / "notes").write_text(json.dumps(notes.said), encoding="utf-8")
 
@@ -84,18 +83,25 @@ def _work(folder: Path, task: Task) -> None:
     from trl import SFTTrainer  # noqa: F401  (the libraries' own start is not on the template's bill)
 
     tokenizer = load_tokenizer(task.model)
-    marks = marks_of(task.model, tokenizer)
     _limit_memory()
-    _limit_time(0)
-    first = (task.numbers[0], task.dataset[0])
-    recipe = recipe_for(first, tokenizer, task.completion_only_loss, task.assistant_only_loss)
     with (folder / "at").open("wb", buffering=0) as at, (folder / "rows").open("wb") as file:
+        write_rows(task, tokenizer, file, partial(_note_number, at.fileno()))
+
+
+def write_rows(task: Task, tokenizer: Any, file: IO[bytes], at: Callable[[int], Any] = int) -> None:
+    """Prepare the rows and write what is asked of each; `at` is told where the work is. Raises ModelError."""
+    marks = marks_of(task.model, tokenizer)
+    _limit_time(0)
+    try:
+        first = (task.numbers[0], task.dataset[0])
+        recipe = recipe_for(first, tokenizer, task.completion_only_loss, task.assistant_only_loss)
         for batch in batches(zip(task.numbers, task.dataset, strict=True)):
             _limit_time(len(str(batch)))
-            prepared = prepare(recipe, batch, partial(_note_number, at.fileno()))
-            written = _tokens(recipe, prepared) if task.with_tokens else _facts(recipe, batch, prepared, task, marks)
-            file.write(written)
+            prepared = prepare(recipe, batch, at)
+            file.write(_tokens(recipe, prepared) if task.with_tokens else _facts(recipe, batch, prepared, task, marks))
             file.flush()
+    except RowError as error:
+        raise ModelError(f"{task.name}, {error}") from error
 
 
 def marks_of(folder: Path, tokenizer: Any) -> Marks:
