@@ -12,7 +12,7 @@ import pickle
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from base_model import ModelError
+from base_model import ModelError, brief
 from base_model.text.preparation import Numbered, Recipe, Row, RowError, batches, prepare, recipe_for, trained_in
 from base_model.text.tokenizer import load_tokenizer, stated_ids
 
@@ -93,15 +93,23 @@ def write_rows(task: Task, tokenizer: Any, file: IO[bytes], at: Callable[[int], 
     marks = marks_of(task.model, tokenizer)
     _limit_time(0)
     try:
-        first = (task.numbers[0], task.dataset[0])
-        recipe = recipe_for(first, tokenizer, task.completion_only_loss, task.assistant_only_loss)
-        for batch in batches(zip(task.numbers, task.dataset, strict=True)):
+        recipe = recipe_for(next(_rows(task)), tokenizer, task.completion_only_loss, task.assistant_only_loss)
+        for batch in batches(_rows(task)):
             _limit_time(len(str(batch)))
             prepared = prepare(recipe, batch, at)
             file.write(_tokens(recipe, prepared) if task.with_tokens else _facts(recipe, batch, prepared, task, marks))
             file.flush()
     except RowError as error:
         raise ModelError(f"{task.name}, {error}") from error
+
+
+def _rows(task: Task) -> Iterator[Numbered]:
+    rows = iter(task.dataset)
+    for number in task.numbers:
+        try:
+            yield number, next(rows)
+        except UnicodeDecodeError as error:  # Arrow keeps whatever bytes the file holds
+            raise RowError(f"row {number:,} (counted from 0): {brief(error)}. Save the file as UTF-8.") from error
 
 
 def marks_of(folder: Path, tokenizer: Any) -> Marks:

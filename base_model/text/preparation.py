@@ -156,9 +156,10 @@ def _training_template(tokenizer: Any) -> str | None:
 
 
 def batches(rows: Iterable[Numbered]) -> Iterator[list[Numbered]]:
-    """Numbered rows by the hundred, or fewer when they are long."""
+    """Numbered rows by the hundred, or fewer when they are long. Raises ModelError for one that is no example."""
     batch, size = list[Numbered](), 0
     for number, row in rows:
+        require_sound(number, row)
         batch.append((number, row))
         size += len(str(row))
         if len(batch) == BATCH or size >= BATCH_CHARACTERS:
@@ -177,7 +178,6 @@ def prepare(recipe: Recipe, rows: Iterable[Numbered], at: Callable[[int], Any] =
     recipe.tokenizer.asked = []
     for number, row in rows:
         at(number)
-        require_sound(number, row)
         ready.append((number, _taken(recipe.first, number, row)))
         _taken([recipe.split], *ready[-1])  # to note what TRL asks the tokenizer
     recipe.tokenizer.split()

@@ -53,7 +53,12 @@ def turn(role: str, content: str) -> dict:
 
 
 def _talk(number: int) -> list:
-    return [turn("user", said(number)), turn("assistant", said(3 * number)), turn("user", "Is it?"), turn("assistant", "Yes.")]
+    return [
+        turn("user", said(number)),
+        turn("assistant", said(3 * number)),
+        turn("user", "Is it?"),
+        turn("assistant", "Yes."),
+    ]
 
 
 FORMATS = {
