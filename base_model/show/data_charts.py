@@ -64,4 +64,5 @@ def _finding(lengths: pd.DataFrame, most: int | None) -> str:
     if not lost:
         return f"{examples}: nothing is lost at {most:,}"
     share = format_share(lost / lengths["tokens"].sum())
-    return f"At {most:,} tokens, {lengths['truncated'].sum():,} of {len(lengths):,} examples lose {share} of all tokens"
+    cut = lengths["truncated"].sum()
+    return f"At {most:,} tokens, {cut:,} of {len(lengths):,} examples lose{'s' * (cut == 1)} {share} of all tokens"

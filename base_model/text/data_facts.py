@@ -61,7 +61,8 @@ def _losses(lengths: pd.DataFrame, max_length: int | None) -> dict[str, str]:
     if max_length is None:
         return {"truncated": "none, as no max_length is given"}
     lost, dropped = lost_tokens(lengths), lengths["trained"] == 0
-    cut = f"{lengths['truncated'].sum():,} examples lose {_part(lost, lengths['tokens'].sum())} tokens"
+    few = int(lengths["truncated"].sum())
+    cut = f"{few:,} example{'s lose' if few > 1 else ' loses'} {_part(lost, lengths['tokens'].sum())} tokens"
     return {
         f"truncated at {max_length:,}": cut if lost else "none",
         "dropped, as nothing of the answer is left": _rows(dropped),
