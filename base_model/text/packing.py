@@ -54,7 +54,5 @@ def _hollow(tokens: np.ndarray) -> Any:
     """A table of lists of these lengths."""
     import pyarrow as pa
 
-    parts = np.split(tokens, range(1_000, len(tokens), 1_000))
-    offsets = [np.concatenate([[0], np.cumsum(part)]).astype("int64") for part in parts]
-    lists = [pa.LargeListArray.from_arrays(part, pa.nulls(int(part[-1]))) for part in offsets]
-    return pa.table({"input_ids": pa.chunked_array(lists)})
+    offsets = np.concatenate([[0], np.cumsum(tokens)]).astype("int64")
+    return pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, pa.nulls(int(offsets[-1])))})

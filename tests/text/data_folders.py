@@ -41,6 +41,15 @@ def word_tokenizer():
     return fast
 
 
+def known_tokenizer():
+    """Its template marks no answers, but TRL knows one like it that does."""
+    from trl.chat_template_utils import qwen2_5_chat_template
+
+    tokenizer = toy_tokenizer(chat=True)
+    tokenizer.chat_template = qwen2_5_chat_template
+    return tokenizer
+
+
 TOKENIZERS = {"bytes": lambda: toy_tokenizer(chat=True), "bos": bos_tokenizer, "words": word_tokenizer}
 
 

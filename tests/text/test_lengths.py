@@ -6,7 +6,7 @@ import pytest
 import model_tools as mt
 from base_model.text.lengths import batch_tokens
 from base_model.text.packing import kept_tokens, packed_sequences, padded_tokens
-from tests.text.data_folders import FORMATS, TOKENIZERS, turn, write_lines
+from tests.text.data_folders import FORMATS, TOKENIZERS, bos_tokenizer, known_tokenizer, turn, write_lines
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -51,14 +51,30 @@ def test_they_equal_a_real_trainers(form, tokenizer, tokenizers, toy_model, tmp_
 
 
 @pytest.mark.parametrize("form", ["messages", "conversational prompt"])
-def test_answers_alone_equal_a_real_trainers(form, tokenizers, toy_model, tmp_path):
+@pytest.mark.parametrize("make", [bos_tokenizer, known_tokenizer])
+def test_answers_alone_equal_a_real_trainers(make, form, toy_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, "one", make)
+    make().save_pretrained(tmp_path / "one")
     file = write_lines(tmp_path / "data.jsonl", map(FORMATS[form], range(20)))
-    data = trained_on(toy_model, file, "bos", tmp_path, max_length=60, assistant_only_loss=True)
-    lengths = mt.text_lengths(tokenizers["bos"], file, max_length=60, assistant_only_loss=True)
+    data = trained_on(toy_model, file, "one", tmp_path, max_length=200, assistant_only_loss=True)
+    lengths = mt.text_lengths(tmp_path / "one", file, max_length=200, assistant_only_loss=True)
     kept = kept_tokens(lengths)
     assert kept.tolist() == list(map(len, data["input_ids"]))
     assert lengths["trained"][kept.index].tolist() == list(map(counted, data["labels"]))
     assert lengths["trained"].sum() < lengths["tokens"].sum()
+
+
+@pytest.mark.parametrize("column", ["labels", "completion_mask"])
+def test_tokens_equal_a_real_trainers(column, tokenizers, toy_model, tmp_path):
+    """A data set that was split before, with what counts in it."""
+    marks = {"labels": [-100, 3, 4, -100], "completion_mask": [0, 0, 1, 1]}[column]
+    rows = [{"input_ids": [1, 2, 3, 4][:number], column: marks[:number]} for number in (4, 3, 1)]
+    file = write_lines(tmp_path / "data.jsonl", rows)
+    data = trained_on(toy_model, file, "bytes", tmp_path, max_length=3, completion_only_loss=True)
+    lengths = mt.text_lengths(tokenizers["bytes"], file, max_length=3, completion_only_loss=True)
+    kept = kept_tokens(lengths)
+    assert kept.tolist() == list(map(len, data["input_ids"])) == [3, 3]
+    assert lengths["trained"][kept.index].tolist() == list(map(counted, data["labels"]))
 
 
 def test_the_whole_text_counts_where_that_is_asked_for(tokenizers, toy_model, tmp_path):
