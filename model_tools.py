@@ -19,11 +19,12 @@ from base_model.hub.download import remove_leftovers
 from base_model.hub.fetch import fetch_model, hub_facts, open_model
 from base_model.plan.inference import kv_cache_bytes
 from base_model.plan.machine import this_machine
+from base_model.plan.speed import memory_bandwidth
 from base_model.read.tensors import group_parameters
 from base_model.run.agreement import agreement, check_runs
 from base_model.run.base_loss import base_loss
 from base_model.run.generation import generate_manually, generate_with_pipeline
-from base_model.run.limits import limits_in_words, memory_bandwidth, speed_limit
+from base_model.run.limits import limits_in_words, speed_limit
 from base_model.run.loading import available_devices, load_model
 from base_model.run.served import generate_served
 from base_model.run.timing import Generation
@@ -37,12 +38,14 @@ from base_model.text.data import example_data
 from base_model.text.data_facts import describe_data
 from base_model.text.lengths import text_lengths
 from base_model.text.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
+from base_model.train.gpus import gpus
 from base_model.train.planning import (
     compare_training,
     default_adapters,
     insertion_points,
     plan_adapters,
     plan_inference,
+    plan_trainer,
     plan_training,
     skeleton,
 )
@@ -52,9 +55,9 @@ __all__ = [
     "Generation", "ModelError", "ModelWarning", "agreement", "available_devices", "base_loss", "check_model",
     "check_plans", "check_runs", "compare_models", "compare_runs", "compare_training", "default_adapters",
     "describe_data", "describe_tokenizer", "directory_tree", "draw_tokens", "example_data", "fetch_model",
-    "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline",
+    "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline", "gpus",
     "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes", "limits_in_words", "list_files",
-    "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference",
+    "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference", "plan_trainer",
     "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_lengths", "plot_limits",
     "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_report",
     "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt",
