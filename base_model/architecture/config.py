@@ -1,13 +1,14 @@
 """config.json to transformers' own idea of the architecture, with nothing in it that could steer what is run."""
 
 import re
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, format_bytes, visible
+from base_model import ModelError, ModelWarning, brief, format_bytes, visible
 from base_model.read.counting import stated_tie
 from base_model.read.folder import read_config
 
@@ -80,12 +81,10 @@ def class_names(config: Any) -> list[str]:
 def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
 
-    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...).
-    Raises ModelError.
+    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...). A model that
+    reads images, too, is built whole, as `AutoModelForImageTextToText` loads it; where that cannot be, its text model,
+    and a ModelWarning says so. Raises ModelError.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     if dtype not in (None, *FLOATS):
         raise ModelError(f"Weights are planned in {', '.join(FLOATS)}, not in {dtype!r}.")
     if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
@@ -96,14 +95,58 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         config = deepcopy(config)
         del config.quantization_config
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
-            )
+        return _on_meta(config, dtype)
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(
-            f"config.json describes no causal language model that can be built: {brief(error)}."
-        ) from error
+        if (text := _text_within(config)) is None:
+            raise ModelError(
+                f"config.json describes no causal language model that can be built: {brief(error)}."
+            ) from error
+        reason = brief(error).partition(". ")[0].rstrip(".")
+    warnings.warn(
+        f"Only the text model of this {config.model_type} is planned, without what reads images or sound: {reason}.",
+        ModelWarning,
+        stacklevel=3,
+    )
+    return skeleton_of(text, dtype)
+
+
+def _on_meta(config: Any, dtype: str | None) -> Any:
+    """The model on the meta device, by the class of transformers that loads this checkpoint."""
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind, named = type(config), class_names(config)
+    # Some are known to both, and the first would build the text model alone: config.json says what was saved.
+    text_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ in named
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
+    auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False, **({"dtype": dtype} if dtype else {}))
+
+
+def _text_within(config: Any) -> Any | None:
+    """The config of the text model within a larger one, in the dtype of the whole; None where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = _text_config(config)
+    if text is None or type(text) is type(config) or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    text = deepcopy(text)
+    text.dtype, text.architectures = text.dtype or config.dtype, None
+    return text
+
+
+def _text_config(config: Any) -> Any | None:
+    """The config of the text model, the whole where there is but one; None where there are several."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return None
 
 
 def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
@@ -142,11 +185,23 @@ def is_tied(settings: dict[str, Any]) -> bool:
 
 def layers_of(config: Any) -> int:
     """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
-    try:
-        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    except ValueError:
-        return 0
+    layers = getattr(_text_config(config), "num_hidden_layers", 0)
     return layers if isinstance(layers, int) else 0
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest context that the architecture was made for, in tokens; None where it states none."""
+    positions = getattr(_text_config(config), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def has_position_table(skeleton: Any, positions: int) -> bool:
+    """Whether each position has a learned row, so that no longer text can be read at all; some tables begin at 2."""
+    import torch
+
+    words = skeleton.get_input_embeddings()
+    tables = [one for one in skeleton.modules() if isinstance(one, torch.nn.Embedding) and one is not words]
+    return any(positions <= table.num_embeddings <= positions + 2 for table in tables)
 
 
 def count_parameters(model: Any) -> int:
