@@ -120,9 +120,9 @@ def _on_meta(config: Any, dtype: str | None) -> Any:
         AutoModelForImageTextToText,
     )
 
-    kind, named = type(config), class_names(config)
+    kind, named, causal = type(config), class_names(config), MODEL_FOR_CAUSAL_LM_MAPPING
     # Some are known to both, and the first would build the text model alone: config.json says what was saved.
-    text_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ in named
+    text_only = kind in causal and getattr(causal[kind], "__name__", "") in named
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
     auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     with torch.device("meta"):
@@ -133,7 +133,7 @@ def _text_within(config: Any) -> Any | None:
     """The config of the text model within a larger one, in the dtype of the whole; None where there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    text = _text_config(config)
+    text = text_config_of(config)
     if text is None or type(text) is type(config) or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     text = deepcopy(text)
@@ -141,7 +141,7 @@ def _text_within(config: Any) -> Any | None:
     return text
 
 
-def _text_config(config: Any) -> Any | None:
+def text_config_of(config: Any) -> Any | None:
     """The config of the text model, the whole where there is but one; None where there are several."""
     try:
         return config.get_text_config()
@@ -185,13 +185,13 @@ def is_tied(settings: dict[str, Any]) -> bool:
 
 def layers_of(config: Any) -> int:
     """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
-    layers = getattr(_text_config(config), "num_hidden_layers", 0)
+    layers = getattr(text_config_of(config), "num_hidden_layers", 0)
     return layers if isinstance(layers, int) else 0
 
 
 def positions_of(config: Any) -> int | None:
     """The longest context that the architecture was made for, in tokens; None where it states none."""
-    positions = getattr(_text_config(config), "max_position_embeddings", None)
+    positions = getattr(text_config_of(config), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from functools import cache
 from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 
@@ -92,7 +93,7 @@ def _read_by(skeleton: Any, ids: Any, more: dict[str, Any]) -> Any:
     from base_model.plan.ledger import Unpadded
 
     # Which expert reads which token has no say in the cache: each may read all.
-    chosen = _config.patch(meta_nonzero_assume_all_nonzero=True)
+    chosen = patch.object(_config, "meta_nonzero_assume_all_nonzero", True)
     try:
         with torch.no_grad(), Unpadded(), First(), chosen:
             return skeleton.eval()(input_ids=ids, use_cache=True, **more)

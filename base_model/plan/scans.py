@@ -1,7 +1,7 @@
 """Sequences without attention: what the CUDA kernels of their scans keep in memory. Imports torch: import it late.
 
-transformers' own code for them goes token by token, or in chunks, with an operation for each: hours for a long text on a
-GPU, and no measure of what people run, who install the kernels.
+transformers' own code for them goes token by token, or in chunks. People who train such models install the kernels,
+which keep far less.
 """
 
 import inspect

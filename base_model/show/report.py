@@ -53,9 +53,8 @@ def save_report(
         titles = _draw(folder, tables, tensors, runs)
         text = json.dumps(_content(model, tables), indent=1, ensure_ascii=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        page.write_text(
-            _page(model, tables, titles, takeaways(tables["files"], tensors, runs, **plans)), encoding="utf-8"
-        )
+        points = takeaways(tables["files"], tensors, runs, **plans, models=tables.get("model"))
+        page.write_text(_page(model, tables, titles, points), encoding="utf-8")
     except OSError as error:
         raise ModelError(f"The report cannot be written to {folder}: {error.strerror}. Give another folder.") from error
     return page

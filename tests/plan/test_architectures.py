@@ -108,7 +108,10 @@ def test_a_cache_does_not_depend_on_which_experts_are_chosen():
     """Experts that are looked up by value; there is none on the meta device."""
     from transformers import AutoConfig
 
-    attention, experts = {"kv_n_heads": 2, "rope_theta": 10_000.0}, {"ffn_hidden_size": 32, "moe_num_experts": 4}
+    attention, experts = (
+        {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
+        {"ffn_hidden_size": 32, "moe_num_experts": 4},
+    )
     size = {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 128, "vocab_size": 260}
     config = AutoConfig.for_model("dbrx", **size, attn_config=attention, ffn_config=experts)
     assert mt.kv_cache_bytes(skeleton_of(config), 10, dtype="bfloat16") == 10 * 3 * 2 * 2 * 16 * 2
