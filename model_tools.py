@@ -19,10 +19,11 @@ from base_model.hub.download import remove_leftovers
 from base_model.hub.fetch import fetch_model, hub_facts, open_model
 from base_model.plan.inference import kv_cache_bytes
 from base_model.plan.machine import this_machine
+from base_model.plan.speed import memory_bandwidth
 from base_model.read.tensors import group_parameters
 from base_model.run.agreement import agreement, check_runs
 from base_model.run.generation import generate_manually, generate_with_pipeline
-from base_model.run.limits import limits_in_words, memory_bandwidth, speed_limit
+from base_model.run.limits import limits_in_words, speed_limit
 from base_model.run.loading import available_devices, load_model
 from base_model.run.served import generate_served
 from base_model.run.timing import Generation
@@ -32,12 +33,14 @@ from base_model.show.report import read_report
 from base_model.show.run_charts import plot_limits, plot_runs
 from base_model.show.words import compare_runs, markdown_table, readable, run_conditions, show, takeaways, to_markdown
 from base_model.text.tokens import describe_tokenizer, draw_tokens, show_prompt, show_tokens
+from base_model.train.gpus import gpus
 from base_model.train.planning import (
     compare_training,
     default_adapters,
     insertion_points,
     plan_adapters,
     plan_inference,
+    plan_trainer,
     plan_training,
     skeleton,
 )
@@ -47,13 +50,13 @@ __all__ = [
     "Generation", "ModelError", "ModelWarning", "agreement", "available_devices", "check_model", "check_plans",
     "check_runs", "compare_models", "compare_runs", "compare_training", "default_adapters", "describe_tokenizer",
     "directory_tree", "draw_tokens", "fetch_model", "format_bytes", "format_count", "generate_manually",
-    "generate_served", "generate_with_pipeline", "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes",
-    "limits_in_words", "list_files", "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters",
-    "plan_inference", "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers",
-    "plot_limits", "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage", "plot_training",
-    "read_report", "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions", "save_chart", "show",
-    "show_prompt", "show_tokens", "skeleton", "speed_limit", "takeaways", "this_machine", "to_markdown",
-    "write_report",
+    "generate_served", "generate_with_pipeline", "gpus", "group_parameters", "hub_facts", "insertion_points",
+    "kv_cache_bytes", "limits_in_words", "list_files", "load_model", "markdown_table", "memory_bandwidth",
+    "open_model", "plan_adapters", "plan_inference", "plan_trainer", "plan_training", "plot_adapters",
+    "plot_components", "plot_insertion", "plot_layers", "plot_limits", "plot_memory", "plot_models",
+    "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_report", "read_tensors", "readable",
+    "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt", "show_tokens",
+    "skeleton", "speed_limit", "takeaways", "this_machine", "to_markdown", "write_report",
 ]  # fmt: skip
 
 if __name__ == "__main__":

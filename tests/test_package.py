@@ -30,11 +30,12 @@ def wheel(tmp_path_factory):
         yield archive
 
 
-def test_it_holds_every_module_and_the_templates(wheel):
+def test_it_holds_every_module_template_and_table(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "base_model").rglob("*.py")} | {"model_tools.py"}
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "base_model/show/report_page").iterdir()}
+    tables = {"base_model/train/gpus.csv"}
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == modules | templates
+    assert names == modules | templates | tables
 
 
 def test_its_dependencies_are_those_of_requirements_txt(wheel):

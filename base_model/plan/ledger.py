@@ -1,66 +1,151 @@
-"""Memory on the meta device: who is alive, of which kind, and how much at most. Imports torch: import it late."""
+"""Memory without memory: who is alive, of which kind, and how much at most. Imports torch: import it late.
+
+The tensors are those of torch's meta device, or fake ones (`FakeTensorMode`), whose storages are on it.
+"""
 
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MOST_OPERATIONS = 500_000  # a step of a model of 100 layers takes 50,000, some seconds
-ATTENTION = "base_model_efficient"  # the name under which transformers finds `efficient_attention`
+MOST_OPERATIONS = 500_000  # a step of a model of 100 layers takes 50,000 to 250,000, seconds to half a minute
+HOST = "host"  # the kind that lies in the machine's own memory, beside the card's
+ALLOCATION = 512  # bytes: what CUDA's caching allocator rounds up to
 
 
 class Ledger(TorchDispatchMode):
-    """While it is entered, every new storage on the meta device is added up, by kind, until it is freed.
+    """While it is entered, every new storage without memory is added up, by kind, until it is freed.
 
     A storage is of `kind` when it is first seen; scores over the vocabulary are "logits" instead. `enter` moves it.
+    `rounding` is what the allocator rounds sizes up to. `moment` is what the step is doing. `observe` is called with
+    each operation of the step, its arguments and its result.
     """
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, rounding: int = 1, observe: Callable[..., None] | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.rounding = rounding
         self.kind = "activations"  # of what is made next
+        self.moment = "forward"
         self.operations = 0
+        self._observe = observe
+        self.started = False
         # By storage: its kind, its bytes, and the reference that tells its end.
         self.alive: dict[int, tuple[str, int, Any]] = {}
         self.now: Counter[str] = Counter()
-        self.start()
+        self._forget()
 
     def start(self) -> None:
-        """Forget what was most so far: from here on, `most` of each kind, and all kinds `at_peak`."""
+        """The measured step begins: from here on, `most` of each kind, and all kinds `at_peak`."""
+        self._forget()
+        self.started = True
+
+    def _forget(self) -> None:
         self.most, self.at_peak = Counter(self.now), Counter(self.now)
+        self.total = self.peak = self.start_total = sum(self.now.values()) - self.now[HOST]
+        self.peak_moment = self.moment
+
+    @contextmanager
+    def making(self, kind: str, moment: str | None = None) -> Iterator[None]:
+        """Inside, what is made is of this kind; the `moment` changes with it if given, and stays changed."""
+        before, self.kind = self.kind, kind
+        self.moment = moment or self.moment
+        try:
+            yield
+        finally:
+            self.kind = before
+
+    def __enter__(self) -> "Ledger":
+        """Follow storages that are resized, too: FSDP frees by that, and it is no operation that a mode sees."""
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._resized  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave resizing as it was."""
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    @property
+    def _resized(self) -> Any:
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            out = self._resize(storage, size)
+            self._measure(storage)
+            return out
+
+        return resize_
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # half of all calls: answered at once
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
-        out = on_meta(func, args, kwargs or {})
+        in_place = func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {})
+        out = args[0] if in_place else on_meta(func, args, kwargs or {})
+        if self.started and self._observe:
+            self._observe(func, args, kwargs or {}, out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
                 self.enter(tensor, "logits" if scores and self.kind == "activations" else self.kind)
         return out
 
+    def _accumulates(self, left: Any, right: Any, **more: Any) -> bool:
+        """Whether autograd adds up two gradients: it does so in place, but not for tensors of a class of their own."""
+        if more or self.moment != "backward" or torch.is_grad_enabled() or not isinstance(right, torch.Tensor):
+            return False
+        return without_memory(left) and left.shape == right.shape and left.dtype == right.dtype
+
     def enter(self, tensor: torch.Tensor, kind: str) -> None:
-        """Count a tensor's storage as `kind` from now on, whatever it was before. Nothing for one on the CPU."""
-        if tensor.device.type != "meta":
-            return
+        """Count a tensor's storage as `kind` from now on, whatever it was before. Nothing for one with memory."""
+        if without_memory(tensor):
+            self.count(tensor, kind)
+
+    def count(self, tensor: torch.Tensor, kind: str) -> None:
+        """The same for any tensor, with memory or without."""
         storage, key = tensor.untyped_storage(), _key(tensor)
         if key in self.alive:
             self._leave(key)
+        size = -(-storage.nbytes() // self.rounding) * self.rounding
         reference = weakref.ref(storage, lambda _: self._leave(key))
-        self.alive[key] = kind, storage.nbytes(), reference
-        self.now[kind] += storage.nbytes()
+        self.alive[key] = kind, size, reference
+        self._add(kind, size)
+
+    def kind_of(self, tensor: torch.Tensor) -> str | None:
+        """What a tensor's storage counts as; None for one that was never seen."""
+        return self.alive.get(_key(tensor), (None,))[0]
+
+    def _add(self, kind: str, size: int) -> None:
+        self.now[kind] += size
         self.most[kind] = max(self.most[kind], self.now[kind])
-        if self.now.total() > self.at_peak.total():
-            self.at_peak = Counter(self.now)
+        if kind != HOST:
+            self.total += size
+        if self.total > self.peak:
+            self.peak, self.at_peak, self.peak_moment = self.total, Counter(self.now), self.moment
+
+    def _measure(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage that was resized anew."""
+        key = storage._cdata
+        if key in self.alive:
+            kind, _, reference = self.alive[key]
+            self._leave(key)
+            size = -(-storage.nbytes() // self.rounding) * self.rounding
+            self.alive[key] = kind, size, reference
+            self._add(kind, size)
 
     def _leave(self, key: int) -> None:
         if key in self.alive:
             kind, size, _ = self.alive.pop(key)
             self.now[kind] -= size
+            if kind != HOST:
+                self.total -= size
 
 
 class Unpadded(TorchDispatchMode):
@@ -70,64 +155,46 @@ class Unpadded(TorchDispatchMode):
         return on_meta(func, args, kwargs or {})
 
 
-def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    """One operation, where torch's meta device stops short of what a GPU does.
+def without_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on the meta device, or fake."""
+    return tensor.untyped_storage().device.type == "meta"
 
-    Masks ask whether all tokens are real, and of one sequence: they are. The product of a mixture of experts has a meta
-    kernel for bfloat16 only, a GPU multiplies the other dtypes, too.
+
+def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """One operation, where a tensor without values stops short of what a GPU does.
+
+    Masks ask whether all tokens are real, and of one sequence: they are, and all of them are chosen. The product of a
+    mixture of experts has a meta kernel for bfloat16 only, a GPU multiplies the other dtypes, too. bitsandbytes
+    unpacks a 4-bit weight before it multiplies more than a few tokens.
     """
     first: Any = args[0] if args else None
     aten = torch.ops.aten
-    meta = isinstance(first, torch.Tensor) and first.device.type == "meta"
-    if meta and func is aten._local_scalar_dense.default and first.dtype == torch.bool:
-        return True
-    if meta and func is aten._grouped_mm.default and first.dtype != torch.bfloat16:
+    if not (isinstance(first, torch.Tensor) and without_memory(first)):
+        return func(*args, **kwargs)
+    if func is aten._local_scalar_dense.default:
+        return _answer(first.dtype)
+    if func is aten.index.Tensor and _is_mask(args[1]):
+        return first.reshape(-1, *first.shape[args[1][0].ndim :]).clone()
+    if func is aten._grouped_mm.default and first.dtype != torch.bfloat16:
         left, right, *rest = args
         return func(left.to(torch.bfloat16), right.to(torch.bfloat16), *rest, **kwargs).to(first.dtype)
+    if func.namespace == "bitsandbytes" and func._opname == "gemm_4bit":
+        unpacked = torch.empty(tuple(args[2]), dtype=first.dtype, device=first.device)
+        out = func(*args, **kwargs)
+        del unpacked  # alive during the product
+        return out
     return func(*args, **kwargs)
+
+
+def _answer(dtype: torch.dtype) -> bool | int | float:
+    """What is said of a value that is not there: yes, or one."""
+    return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+
+
+def _is_mask(indices: Any) -> bool:
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool
 
 
 def _key(tensor: torch.Tensor) -> int:
     """The address of the storage itself: Python objects come and go for one and the same."""
     return tensor.untyped_storage()._cdata
-
-
-class _Kernel(torch.autograd.Function):
-    """The memory of FlashAttention and its like: query, key, value, output and one log-sum-exp per row are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Shapes (batch, heads, tokens, size of a head); the output's last size is the value's."""
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One gradient for each input."""
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-def efficient_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **_: Any
-) -> tuple[torch.Tensor, None]:
-    """An attention function for transformers that allocates what a GPU's kernel does, and computes nothing.
-
-    Shared keys and values are repeated for each query head first, as transformers does for padded batches.
-    """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _Kernel.apply(query, key, value).transpose(1, 2).contiguous(), None
-
-
-def use_efficient_attention(model: Any) -> None:
-    """Make a transformers model call `efficient_attention`; an architecture that cannot be told so keeps its own."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    if not model._supports_sdpa:  # attention sinks and the like: transformers runs the quadratic one
-        return
-    AttentionInterface.register(ATTENTION, efficient_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.set_attn_implementation(ATTENTION)

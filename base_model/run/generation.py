@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError, brief
+from base_model.plan.speed import use_onednn
 from base_model.run.faults import memory_error, out_of_memory
-from base_model.run.kernels import use_onednn
 from base_model.run.limits import bytes_per_token
 from base_model.run.loading import load_model, release_memory
 from base_model.run.timing import Clock, Generation, Pass, require_some, summary

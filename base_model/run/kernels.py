@@ -9,6 +9,8 @@ made per forward pass, by its number of tokens, and only where a measurement on 
 import time
 from typing import Any
 
+from base_model.plan.speed import use_onednn
+
 SAMPLE_BYTES = 48 << 20  # of weights: more than most caches hold, read in a few milliseconds
 LARGEST_BYTES = 8 << 20  # of one matrix, so that there are several
 SECONDS = 0.2  # what the choice may cost at loading, three rounds at least
@@ -37,13 +39,6 @@ def choose_kernel(model: Any) -> str:
     model.register_forward_pre_hook(_before, with_kwargs=True)
     model.register_forward_hook(_after, always_call=True)
     return "torch"
-
-
-def use_onednn(choice: bool) -> None:
-    """Switch oneDNN for the passes to come; torch's own default is True."""
-    import torch
-
-    torch.backends.mkldnn.enabled = choice  # type: ignore[assignment]  # a property, set for the whole process
 
 
 def _sample(model: Any) -> list[Any]:

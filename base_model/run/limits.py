@@ -5,65 +5,20 @@ bandwidth by matrix-vector products, which is what decoding is made of, the byte
 """
 
 import math
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
+from base_model import ModelError
 from base_model.plan.inference import kv_cache_bytes
-from base_model.run.kernels import use_onednn
+from base_model.plan.speed import memory_bandwidth
 from base_model.run.timing import Generation
 
-SIDE = 4096  # of the square matrices that are multiplied: 32 MiB each in 16 bits
-TOTAL_BYTES = 512 << 20  # of all of them together: no cache holds that
 SIZES = {"1B": 1_235_814_400, "3B": 3_212_749_824}  # the parameters of Llama-3.2-1B and Llama-3.2-3B
 LIMIT_COLUMNS = (
     "method", "device", "dtype", "read_bytes", "bandwidth_gib_s", "limit_tokens_per_s", "tokens_per_s", "share",
 )  # fmt: skip
-
-
-def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: float = 1.0) -> float:
-    """The bytes per second that matrix-vector products read on `device`, the best round of about `seconds` of them.
-
-    Weights as large as those of a small model, each used once per round: the caches cannot help. On the CPU the better
-    of torch's two kernels counts (see kernels.py). `dtype` is a 16- or 32-bit float of torch.
-    Raises ModelError when the device cannot hold or multiply them.
-    """
-    import torch
-
-    try:
-        kind = getattr(torch, dtype)
-        count = TOTAL_BYTES // (SIDE * SIDE * kind.itemsize)
-        matrices = [torch.ones(SIDE, SIDE, dtype=kind, device=device) for _ in range(count)]
-        vector = torch.ones(1, SIDE, dtype=kind, device=device)
-        times = _rounds(matrices, vector, seconds)
-    except (RuntimeError, AttributeError, MemoryError, TypeError) as error:
-        raise ModelError(
-            f"The bandwidth of {device} in {dtype} cannot be measured: {brief(error)}. Free some memory."
-        ) from error
-    return sum(matrix.nbytes for matrix in matrices) / min(times)
-
-
-def _rounds(matrices: list[Any], vector: Any, seconds: float) -> list[float]:
-    """The time of each round over all matrices, by turns with and without oneDNN; the first, a warm-up, left out."""
-    import torch
-
-    times: list[float] = []
-    before, on_cpu, end = torch.backends.mkldnn.enabled, vector.device.type == "cpu", time.perf_counter() + seconds
-    try:
-        while len(times) < 5 or time.perf_counter() < end:
-            use_onednn(not (on_cpu and len(times) % 2))
-            start = time.perf_counter()
-            for matrix in matrices:
-                torch.nn.functional.linear(vector, matrix)
-            if not on_cpu:
-                torch.accelerator.synchronize(vector.device)
-            times.append(time.perf_counter() - start)
-    finally:
-        use_onednn(bool(before))
-    return times[1:]
 
 
 def bytes_per_token(model: Any, context: int) -> float:

@@ -5,6 +5,7 @@ same order. A ledger adds them up as they come and go.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,11 +27,11 @@ def plan_training(
     config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
 ) -> pd.DataFrame:
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
-    ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+    ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, dtype)
     if note := _note(config, tokens):
         warnings.warn(f"Read this with the plan: {note}.", ModelWarning, stacklevel=3)
     row = [ledger.most[part] for part in PARTS]
-    return pd.DataFrame([[*row, embedding, ledger.at_peak.total()]], columns=list(COLUMNS))
+    return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 
 
 def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
@@ -77,16 +78,23 @@ def _at_peak(
 ) -> list[Any]:
     """The cells of `COLUMNS` and the note, which says why where there are none."""
     try:
-        ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
+        ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, None)
     except ModelError as error:
         return [pd.NA] * len(COLUMNS) + [str(error)]
-    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.at_peak.total(), note]
+    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.peak, note]
 
 
-def _measured(
-    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+def measure(
+    config: Any,
+    adapter: Any,
+    tokens: int,
+    batch: int,
+    checkpointing: bool,
+    quantized: bool,
+    dtype: str | None,
+    observe: Callable[..., None] | None = None,
 ) -> tuple["Ledger", int]:
-    """The ledger of one step, and the bytes of the embedding."""
+    """The ledger of one step, and the bytes of the embedding; `observe` sees each operation. Raises ModelError."""
     require_whole("tokens", tokens, least=2)  # the first is not predicted
     require_whole("batch", batch)
     if not isinstance(quantized, bool):
@@ -100,9 +108,9 @@ def _measured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' remarks on training for real
         base = _prepared(config, checkpointing, quantized, dtype)
-        weights, embedding = list(stored_tensors(base)), _embedding_bytes(base)
+        weights, embedding = list(stored_tensors(base)), embedding_bytes(base)
         model = attach(base, adapter) if adapter is not None else base
-        ledger = _opened(model, weights)
+        ledger = _opened(model, weights, observe)
         with kernel_scans(model), Finite():
             _run_step(model.train(), ledger, tokens, batch)
     return ledger, embedding
@@ -117,7 +125,7 @@ def _require_positions(config: Any, tokens: int) -> None:
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
     """The base model as a training script sets it up, by the libraries' own functions."""
-    from base_model.plan.ledger import use_efficient_attention
+    from base_model.plan.attention import use_efficient_attention
 
     model = skeleton_of(config, dtype)
     use_efficient_attention(model)
@@ -169,11 +177,11 @@ def _update(optimizer: Any, ledger: "Ledger") -> None:
     optimizer.zero_grad()
 
 
-def _opened(model: Any, weights: list[Any]) -> "Ledger":
+def _opened(model: Any, weights: list[Any], observe: Callable[..., None] | None) -> "Ledger":
     """A ledger with the base model's `weights` in it, the rest as adapter, and every gradient once it is complete."""
     from base_model.plan.ledger import Ledger
 
-    ledger = Ledger(model.config.get_text_config().vocab_size)
+    ledger = Ledger(model.config.get_text_config().vocab_size, observe=observe)
     base = {id(tensor) for tensor in weights}
     for tensor in stored_tensors(model):
         ledger.enter(tensor, "weights" if id(tensor) in base else "adapter")
@@ -183,7 +191,7 @@ def _opened(model: Any, weights: list[Any]) -> "Ledger":
     return ledger
 
 
-def _embedding_bytes(model: Any) -> int:
+def embedding_bytes(model: Any) -> int:
     """Of the weights, the embedding and the output head, once where they are tied."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())

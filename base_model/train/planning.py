@@ -11,7 +11,7 @@ from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
-from base_model.train import loop
+from base_model.train import loop, trainer
 
 
 def _config(model: str | Path) -> Any:
@@ -86,3 +86,29 @@ def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> p
     The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
     """
     return loop.compare_training(_config(model), tokens, batch)
+
+
+def plan_trainer(
+    model: str | Path,
+    args: Any = None,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    tokens: int | None = None,
+    devices: int = 1,
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
+
+    `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
+    arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
+    card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
+    what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
+    says more. TRL itself, given a name and no `dtype`, loads float32.
+
+    One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
+    `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
+    libraries refuse.
+    """
+    return trainer.plan_trainer(
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs
+    )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import model_tools as mt
+from base_model.plan import speed
 from base_model.run import limits, loading
 from base_model.run.limits import bytes_per_token, kv_cache_read
 
@@ -22,8 +23,8 @@ def known_template(monkeypatch):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Bandwidth on 4 MiB: quick, and not to be believed."""
-    monkeypatch.setattr(limits, "SIDE", 256)
-    monkeypatch.setattr(limits, "TOTAL_BYTES", 4 << 20)
+    monkeypatch.setattr(speed, "SIDE", 256)
+    monkeypatch.setattr(speed, "TOTAL_BYTES", 4 << 20)
 
 
 def weights(model):
@@ -102,7 +103,7 @@ def test_where_experts_are_not_counted_there_is_no_figure():
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch):
-    monkeypatch.setattr(limits, "_rounds", lambda matrices, vector, seconds: [2.0, 0.5, 1.0])
+    monkeypatch.setattr(speed, "_rounds", lambda matrices, vector, seconds: [2.0, 0.5, 1.0])
     assert mt.memory_bandwidth("cpu", "bfloat16") == (4 << 20) / 0.5
     assert mt.memory_bandwidth("cpu", "float32") == (4 << 20) / 0.5
 

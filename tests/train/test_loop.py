@@ -18,12 +18,13 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def test_published_figures_of_llama_3b():
-    """Six counts to the digit, and five peaks within 10%, in truth within 4%."""
+    """Six counts to the digit; four *reserved* peaks, which lie above what is allocated, and one that is allocated."""
     table = mt.check_plans()
     assert len(table) == 11
     assert table["match"].all(), table
     assert (table["difference"].head(6) == 0).all()
-    assert table["difference"].abs().max() < 0.04
+    assert table["difference"].iloc[6:10].between(-0.06, 0.02).all()
+    assert abs(table["difference"].iloc[10]) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""The arguments of a trainer, as a user gives them, made ready to be planned on a machine without the card."""
+
+import dataclasses
+import difflib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from base_model import ModelError, brief, require_whole
+
+# What a plan does not do: it neither logs, saves, evaluates nor reports, and it takes one step.
+UNDONE: dict[str, Any] = {
+    "report_to": [], "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "push_to_hub": False,
+    "load_best_model_at_end": False, "disable_tqdm": True, "max_steps": 1, "auto_find_batch_size": False,
+    "do_eval": False, "eval_on_start": False, "resume_from_checkpoint": None, "tf32": None,
+    "torch_empty_cache_steps": None,
+}  # fmt: skip
+DEFAULT_TOKENS = 1024  # of a Trainer whose arguments say nothing of lengths; TRL's own default
+UNPLANNED = {
+    "torch_compile": "a compiled model", "deepspeed": "DeepSpeed", "use_liger_kernel": "Liger's kernels",
+    "activation_offloading": "activation offloading", "fsdp": "FSDP by the trainer (take `devices=`)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run to plan: the trainer's own arguments, and what they say of the device and the batch."""
+
+    args: Any  # SFTConfig or TrainingArguments, for the CPU, where the fake tensors are
+    trl: bool  # SFTTrainer's step, or that of HF's Trainer
+    cuda: bool
+    half: bool  # float16 autocast was asked for: planned as bfloat16, which takes the same bytes
+    tokens: int
+    load: dict[str, Any]  # what from_pretrained would be given
+
+    @property
+    def batch(self) -> int:
+        """Texts in one micro-batch of one device."""
+        return self.args.per_device_train_batch_size
+
+
+def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str) -> Run:
+    """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
+
+    Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
+    """
+    kind, given = _given(args)
+    wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
+    if wanted:
+        raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
+    if given.get("bf16") and given.get("fp16"):
+        raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
+    cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
+    ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
+    if half:
+        ready |= {"fp16": False, "bf16": True}
+    made = _make(kind, ready)
+    trl = hasattr(made, "packing")
+    length = tokens if tokens is not None else getattr(made, "max_length", None) or DEFAULT_TOKENS
+    require_whole("tokens", length, least=2)  # the first is not predicted
+    load = dict(getattr(made, "model_init_kwargs", None) or {}) | dict(load or {})
+    _require_packable(made, trl, load)
+    return Run(made, trl, cuda, half, int(length), load)
+
+
+def _given(args: Any) -> tuple[type, dict[str, Any]]:
+    """The class of the arguments, and those that were set, by name."""
+    from transformers import TrainingArguments
+    from trl import SFTConfig
+
+    if args is None or isinstance(args, dict):
+        names = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
+        for name in args or {}:
+            if name not in names:
+                near = difflib.get_close_matches(str(name), names, n=1)
+                raise ModelError(f"SFTConfig has no argument {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
+        return SFTConfig, dict(args or {})
+    if isinstance(args, TrainingArguments):
+        fields = [field.name for field in dataclasses.fields(args) if field.init]
+        return type(args), {name: getattr(args, name) for name in fields if hasattr(args, name)}
+    raise ModelError(
+        f"`args` is an SFTConfig, TrainingArguments or a dict of SFTConfig's arguments, not {type(args).__name__}."
+    )
+
+
+def _make(kind: type, arguments: dict[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations that the user will hear of from the trainer itself
+        try:
+            return kind(**arguments)
+        except Exception as error:  # each argument is checked in its own way
+            raise ModelError(f"{kind.__name__} refuses these arguments: {brief(error)}") from error
+
+
+def _require_packable(args: Any, trl: bool, load: dict[str, Any]) -> None:
+    """Packed texts keep apart only in flash attention: TRL warns, and they would attend to each other."""
+    packed = trl and (args.padding_free or (args.packing and args.packing_strategy != "wrapped"))
+    if packed and "flash" not in str(load.get("attn_implementation", "")):
+        raise ModelError(
+            "Packing without padding needs flash attention, or texts attend to their neighbours: add "
+            'model_init_kwargs={"attn_implementation": "flash_attention_2"}, or packing_strategy="wrapped".'
+        )

@@ -1,0 +1,250 @@
+"""The step of a real trainer, SFTTrainer or Trainer, run whole on fake tensors: what it holds in memory, and when.
+
+The trainer's own `train()` runs: autocast, checkpointing, the loss, accumulation, clipping and the optimizer are its
+own code. Nothing is computed and nothing takes memory. `device` answers what libraries ask of the device; a `Ledger`
+adds up every tensor as it comes and goes.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import ModelError, brief
+from base_model.architecture.config import skeleton_of
+from base_model.plan.adapters import attach
+from base_model.plan.quantization import stored_tensors
+from base_model.train.arguments import Run, planned_run
+from base_model.train.loop import COLUMNS, PARTS, embedding_bytes
+
+if TYPE_CHECKING:
+    from base_model.plan.ledger import Ledger
+
+TRAINER_COLUMNS = (*COLUMNS, "host_bytes", "moment")
+# cuBLAS keeps a workspace per thread, forward and backward: 4,096 KiB twice, 16 KiB eight times.
+# https://docs.pytorch.org/docs/stable/notes/cuda.html#cublas-workspaces
+WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
+
+
+def plan_trainer(
+    config: Any,
+    args: Any = None,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    tokens: int | None = None,
+    devices: int = 1,
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = planned_run(args, tokens, model_init_kwargs, folder)
+        ledger, embedding = measure(config, run, peft_config, quantization_config)
+    return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
+
+
+def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
+    """The cells of `TRAINER_COLUMNS`."""
+    workspace = WORKSPACE_BYTES if run.cuda else 0
+    parts = {part: ledger.most[part] for part in PARTS}
+    parts["temporary"] += workspace
+    return [*parts.values(), embedding, ledger.peak + workspace, ledger.most["host"], ledger.peak_moment]
+
+
+def measure(
+    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None = None
+) -> tuple["Ledger", int]:
+    """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from base_model.plan.ledger import ALLOCATION, Ledger
+    from base_model.train.device import planned_device
+
+    _require_positions(config, run)
+    with _quiet():
+        model = _loaded(config, run, quantization_config)
+        base = set(map(id, stored_tensors(model)))
+        if peft_config is not None:
+            model = attach(model, peft_config)
+        ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
+        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
+            _give_fake_tensors(model, ledger, base)
+            embedding = embedding_bytes(model)
+            _train(model, run, ledger)
+    return ledger, embedding
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks on training for real, and without a word to anybody else's server."""
+    import os
+    from unittest import mock
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "bitsandbytes")]
+    levels = [one.level for one in loggers]
+    with warnings.catch_warnings(), mock.patch.dict(os.environ, {"HF_HUB_DISABLE_TELEMETRY": "1"}):
+        warnings.simplefilter("ignore")
+        for one in loggers:
+            one.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for one, level in zip(loggers, levels, strict=True):
+                one.setLevel(level)
+
+
+def _require_positions(config: Any, run: Run) -> None:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < run.tokens:
+        raise ModelError(f"The model has {positions:,} positions, a text of {run.tokens:,} tokens does not fit in.")
+
+
+def _loaded(config: Any, run: Run, quantization_config: Any) -> Any:
+    """The model on the meta device, as `from_pretrained` would give it."""
+    from base_model.train.loading import quantized, with_attention
+
+    dtype = run.load.get("dtype", run.load.get("torch_dtype"))
+    named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    model = with_attention(skeleton_of(config, named), run.load.get("attn_implementation"))
+    quantization_config = quantization_config or run.load.get("quantization_config")
+    return quantized(model, quantization_config) if quantization_config is not None else model
+
+
+def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
+    """Every tensor of the model, from the meta device to the planned one; shared ones stay shared."""
+    from base_model.train.loading import fake_twin
+
+    twins: dict[int, Any] = {}
+    with ledger:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        with ledger.making("weights" if id(tensor) in base else "adapter"):
+                            tensors[name] = fake_twin(tensor, twins)
+
+
+def _train(model: Any, run: Run, ledger: "Ledger") -> None:
+    """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    try:
+        trainer = _trainer(model, run, ledger)
+        with ledger:
+            trainer.train()
+    except ModelError:
+        raise
+    except Exception as error:  # the model code of each architecture fails in its own way
+        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+
+
+def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
+    """The trainer, told of the planned batch instead of data, and of the ledger."""
+    import datasets
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTTrainer
+
+    example = {"input_ids": [1] * run.tokens, "labels": [1] * run.tokens}
+    if run.trl:
+        run.args.dataset_kwargs = {"skip_prepare_dataset": True}
+        more: dict[str, Any] = {"processing_class": _tokenizer()}
+    else:
+        example["attention_mask"] = [1] * run.tokens
+        more = {}
+    kind = _planned(SFTTrainer if run.trl else Trainer, run, ledger, example)
+    data = datasets.Dataset.from_list([example] * run.batch)
+    trainer = kind(model=model, args=run.args, train_dataset=data, callbacks=[], **more)
+    trainer.remove_callback(PrinterCallback)
+    trainer.accelerator.device_placement = False  # they are where they will be
+    return trainer
+
+
+def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int]]) -> type:
+    """The trainer's class, with the batch given and its moments told to the ledger; the rest is its own code."""
+
+    class Planned(kind):  # type: ignore[valid-type, misc]
+        def _move_model_to_device(self, model: Any, device: Any) -> Any:
+            return model
+
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return inputs
+
+        def _send_telemetry(self) -> None:
+            """Nothing is sent."""
+
+        def get_train_dataloader(self) -> list[Any]:
+            micro = self.args.gradient_accumulation_steps
+            return [_batch(self.data_collator, example, run) for _ in range(micro)]
+
+        def create_optimizer(self, *args: Any) -> Any:
+            optimizer = super().create_optimizer(*args)
+            _give_states(optimizer, ledger)
+            return optimizer
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            with ledger.making("activations", "forward"):
+                loss = super().training_step(*args, **kwargs)
+            ledger.kind, ledger.moment = "temporary", "optimizer"
+            return loss
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            ledger.moment = "backward"
+            return loss
+
+    return Planned
+
+
+def _batch(collate: Any, example: dict[str, list[int]], run: Run) -> dict[str, Any]:
+    """One micro-batch, as the trainer's own collator makes it of texts of the planned length."""
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), unset_fake_temporarily():
+        made = collate([example | ({"seq_lengths": [run.tokens]} if run.trl else {}) for _ in range(run.batch)])
+    return {
+        name: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+        for name, value in made.items()
+    }
+
+
+def _give_states(optimizer: Any, ledger: "Ledger") -> None:
+    """Take one step with gradients of no value, so that the measured step finds the optimizer's states."""
+    import torch
+
+    from base_model.plan.ledger import HOST
+
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with ledger.making("temporary"):
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    for tensor in tensors_of(optimizer):
+        ledger.enter(tensor, HOST if ledger.kind_of(tensor) == HOST else "optimizer")
+    ledger.start()
+
+
+def tensors_of(optimizer: Any) -> Iterator[Any]:
+    """What an optimizer keeps from step to step."""
+    import torch
+
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _tokenizer() -> Any:
+    """A tokenizer of two words: the trainer asks for one, and the planned batch needs none."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
