@@ -89,8 +89,9 @@ def check_model(model: str | Path) -> pd.DataFrame:
 def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
     """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
 
-    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
-    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    Columns: `parameters`, `active` (used by one token: fewer than all in a mixture of experts), `bytes`, `dtype`,
+    `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`, `heads`, `kv_heads`, `vocabulary`, `context`
+    (tokens), `tied`, and of each component its `..._share` of 0 to 1.
     """
     models = [models] if isinstance(models, str | Path) else list(models)
     return model_table([(model, folder_of(model), read_tensors(model)) for model in models])

@@ -53,7 +53,8 @@ def save_report(
     runs = tables.get("runs", compare_runs([]))
     plans = {name: tables[name] for name in OF_TABLES if name in tables}
     titles, files = _draw(tables, tensors, runs)
-    files["report.md"] = _page(model, tables, titles, takeaways(tables["files"], tensors, runs, **plans)).encode()
+    points = takeaways(tables["files"], tensors, runs, **plans, models=tables.get("model"))
+    files["report.md"] = _page(model, tables, titles, points).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = _require_own(folder, files)

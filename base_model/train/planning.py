@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from base_model.architecture.config import read_architecture, skeleton_of
+from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
@@ -15,7 +16,7 @@ from base_model.train import recommend as search
 
 
 def _config(model: str | Path) -> Any:
-    return read_architecture(folder_of(model))
+    return read_planned(folder_of(model))
 
 
 def skeleton(model: str | Path) -> Any:
@@ -34,7 +35,7 @@ def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, dev
     `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
     80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
     """
-    return inference.plan_inference(_config(model), contexts, device)
+    return inference.plan_inference(read_architecture(folder_of(model)), contexts, device)
 
 
 def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
