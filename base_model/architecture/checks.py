@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +145,9 @@ def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
     if not unpacked.any() or not isinstance(read_config(folder).get("model_type"), str):
         return
     try:
-        differing = [check for check in islice(_against_skeleton(folder, table), 1) if not check.match]
+        parameters = next(_against_skeleton(folder, table), None)
     except ModelError:  # an architecture that is not known here is no witness; `check_model` says so
         return
-    for check in differing:
-        words = f"The weights are packed: unpacked they are {check.found} parameters, the architecture has"
-        warnings.warn(f"{words} {check.expected}.", ModelWarning, stacklevel=3)
+    if parameters is not None and not parameters.match:
+        words = f"The weights are packed: unpacked they are {parameters.found} parameters, the architecture has"
+        warnings.warn(f"{words} {parameters.expected}.", ModelWarning, stacklevel=3)

@@ -171,7 +171,8 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         config = deepcopy(config)
         del config.quantization_config
     try:
-        return _on_meta(config, dtype)
+        with _few_modules():
+            return _on_meta(config, dtype)
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
@@ -203,7 +204,7 @@ def _on_meta(config: Any, dtype: str | None) -> Any:
     text_only = kind in causal and getattr(causal[kind], "__name__", "") in named
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
     auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
-    with torch.device("meta"), _few_modules():
+    with torch.device("meta"):
         return auto.from_config(config, trust_remote_code=False, **({"dtype": dtype} if dtype else {}))
 
 

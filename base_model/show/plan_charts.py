@@ -165,3 +165,26 @@ def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
 def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str:
     of_weights, of_trained = (grid.loc[component].sum() / max(grid.to_numpy().sum(), 1) for grid in (weights, trained))
     return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the training"
+
+
+def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the peak of each row of `training_ladder`, with what its change brings against the first."""
+    ax = new_axes(ax, 2 + 0.45 * len(ladder))
+    peaks = ladder["peak_bytes"].astype("Float64").fillna(0).astype(float) / GIB
+    ax.barh(range(len(ladder)), peaks, color=[NEUTRAL] + ["#999999"] * (len(ladder) - 1))
+    if len(peaks):
+        ax.axvline(peaks.iloc[0], color="#444444", linestyle="--", linewidth=1)
+    name_rows(ax, ladder["change"])
+    label_bars(ax, peaks, [_change_label(row) for row in ladder.itertuples()])
+    known = ladder["difference_bytes"].dropna()
+    best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
+    title(ax, f"{str(best).capitalize()} saves most" if best else "What each change brings")
+    ax.set(xlabel="memory at the peak of a training step (GiB)")
+    return ax
+
+
+def _change_label(row: Any) -> str:
+    if pd.isna(row.peak_bytes):
+        return "n/a"
+    sign, difference = ("+" if row.difference_bytes > 0 else "-"), format_bytes(abs(row.difference_bytes))
+    return format_bytes(row.peak_bytes) + (f" ({sign}{difference})" if row.difference_bytes else "")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from base_model import ModelError, ModelWarning, brief, require_whole
 from base_model.architecture.config import has_position_table, positions_of, skeleton_of
-from base_model.plan.adapters import RANK, attach, default_adapters
+from base_model.plan.adapters import attach
 from base_model.plan.quantization import quantize, stored_tensors
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
 COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
-METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
 
 
 def plan_training(
@@ -28,42 +27,13 @@ def plan_training(
 ) -> pd.DataFrame:
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
     ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, dtype)
-    if note := _note(config, tokens):
+    if note := note_of(config, tokens):
         warnings.warn(f"Read this with the plan: {note}.", ModelWarning, stacklevel=3)
     row = [ledger.most[part] for part in PARTS]
     return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 
 
-def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
-    """One row per method, in `METHOD_COLUMNS`: the parts as they are at the peak, so that they add up to it.
-
-    A method that cannot be measured for this architecture has <NA>, and its `note` says why; of one that can, how.
-    """
-    require_whole("tokens", tokens, least=2)
-    require_whole("batch", batch)
-    adapters, note = default_adapters(skeleton_of(config)), _note(config, tokens)
-    lora = adapters[f"LoRA r{RANK}"]
-    methods = [
-        ("full fine-tuning", None, False),
-        (f"LoRA r{RANK}", lora, False),
-        ("IA-3", adapters["IA-3"], False),
-        (f"QLoRA r{RANK}", lora, True),
-    ]
-    rows = []
-    for suffix, checkpointing in (("", False), (", checkpointing", True)):
-        for method, adapter, quantized in methods:
-            rows.append(
-                [
-                    method + suffix,
-                    batch,
-                    tokens,
-                    *_at_peak(config, adapter, tokens, batch, checkpointing, quantized, note),
-                ]
-            )
-    return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
-
-
-def _note(config: Any, tokens: int) -> str:
+def note_of(config: Any, tokens: int) -> str:
     """What holds for every training plan of this architecture at this length."""
     from base_model.plan.scans import scan_note
 
@@ -71,17 +41,6 @@ def _note(config: Any, tokens: int) -> str:
     beyond = f"the model was made for {positions:,} tokens" if positions and tokens > positions else ""
     images = "a step on text alone: images take more" if config.get_text_config() is not config else ""
     return "; ".join(filter(None, (beyond, images, scan_note(skeleton_of(config)))))
-
-
-def _at_peak(
-    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, note: str
-) -> list[Any]:
-    """The cells of `COLUMNS` and the note, which says why where there are none."""
-    try:
-        ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, None)
-    except ModelError as error:
-        return [pd.NA] * len(COLUMNS) + [str(error)]
-    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.peak, note]
 
 
 def measure(

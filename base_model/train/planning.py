@@ -11,6 +11,7 @@ from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
+from base_model.train import ladder as ladder_room
 from base_model.train import loop, time, trainer
 from base_model.train import recommend as search
 
@@ -82,11 +83,20 @@ def plan_training(
 
 
 def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
-    """Full fine-tuning, LoRA, IA-3 and QLoRA, with and without checkpointing: a `method` per row.
+    """Full fine-tuning, LoRA, IA-3 and QLoRA by TRL's SFTTrainer, with and without checkpointing: a `method` per row.
 
-    The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
+    TRL's defaults otherwise: bfloat16 autocast, the loss in chunks, fused AdamW; weights as they are stored. The
+    columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`; `note`.
     """
-    return loop.compare_training(_config(model), tokens, batch)
+    return ladder_room.compare_training(_config(model), tokens, batch)
+
+
+def training_ladder(model: str | Path, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
+    """What each knob brings, from TRL's defaults on: one `change` per row, against the first.
+
+    Columns: `change`, `batch`, `tokens`, the columns of `compare_training`, `difference_bytes` (negative: it saves).
+    """
+    return ladder_room.ladder(_config(model), tokens, batch)
 
 
 def plan_trainer(

@@ -9,7 +9,8 @@ import model_tools as mt
 from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.plan import adapters
 from base_model.plan import inference as plans
-from base_model.train.loop import compare_training, plan_training
+from base_model.train.ladder import compare_training
+from base_model.train.loop import plan_training
 from tests.folders import write_tensors
 from tests.plan.test_inference import EXPERTS, LATENT, LINEAR, SMALL, config_of
 

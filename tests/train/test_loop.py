@@ -4,7 +4,8 @@ import pytest
 
 import model_tools as mt
 from base_model.architecture.config import skeleton_of
-from base_model.train.loop import compare_training, plan_training
+from base_model.train.ladder import compare_training
+from base_model.train.loop import plan_training
 from tests.plan.test_adapters import llama_config
 from tests.plan.test_inference import ARCHITECTURES, config_of
 
@@ -124,7 +125,8 @@ def test_parts_at_the_peak_add_up_to_it(toy):
         column for column in table if column.endswith("_bytes") and column not in ("peak_bytes", "embedding_bytes")
     ]
     assert (table[parts].sum(axis=1) == table["peak_bytes"]).all()
-    largest = mt.plan_training(toy, None, tokens=64).iloc[0]
+    args = {"per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    largest = mt.plan_trainer(toy, args, tokens=64).iloc[0]
     assert largest["peak_bytes"] == table.loc[0, "peak_bytes"]
     assert (table.loc[0, parts] <= largest[parts]).all()
 
