@@ -50,6 +50,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
         ax.plot(rows["x"], rows["y"], color=colour, linewidth=1, alpha=0.5, zorder=2)
         faces = [colour if filled else "white" for filled in rows["checkpointing"]]
         ax.scatter(rows["x"], rows["y"], s=60, c=faces, edgecolors=colour, linewidths=1.5, zorder=3)
+    ax.yaxis.set_major_formatter("{x:,g}")
     ax.set_ylim(0, (points["y"].max() or 1) * 1.12)
     ax.set_xlim(0, points["x"].max() * 1.02)
     mark_cards(ax)
@@ -76,7 +77,7 @@ def _name_points(ax: "Axes", points: pd.DataFrame) -> None:
         known = "" if pd.isna(row.accuracy) else f" ({row.accuracy:.3f})"
         place: dict[str, Any] = {"xycoords": "data", "textcoords": "axes fraction", "va": "center"}
         thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
-        words = f"{row.method}{known}"
+        words = f"{row.method}{known}" + ("" if row.verdict in RUNS else ", does not fit")
         ax.annotate(words, (row.x, row.y), xytext=(1.03, height), arrowprops=thread, annotation_clip=False, **place)
 
 
@@ -116,4 +117,4 @@ def _pace(table: pd.DataFrame) -> str:
     ordered = table.sort_values("hours_per_million")
     fast, slow = ordered.iloc[0], ordered.iloc[-1]
     times = slow["hours_per_million"] / fast["hours_per_million"]
-    return f"The {fast['gpu']} is {times:.1f} times as fast as the {slow['gpu']}"
+    return f"The {fast['gpu']} is {times:{'.1f' if times < 10 else ',.0f'}} times as fast as the {slow['gpu']}"

@@ -20,6 +20,7 @@ COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D5
 # Paul Tol's muted scheme, of which no colour is one of a component: one per kind of method; QLoRA's name holds LoRA's.
 METHOD_COLOURS = {"full": "#882255", "QLoRA": "#332288", "DoRA": "#44AA99", "LoRA": "#117733", "IA-3": "#999933"}
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB of common cards
+PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # lets no line cross a label
 NEUTRAL = "#56B4E9"  # where components play no part
 NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
 MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
@@ -86,7 +87,7 @@ def mark_cards(ax: "Axes", across: bool = False) -> None:
     for card in CARDS:
         if low < card <= high:
             draw(card, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
-            place, shift, align = ((1, card), (-2, 2), "right") if across else ((card, 1), (0, 2), "center")
+            place, shift, align = ((0, card), (3, 2), "left") if across else ((card, 1), (0, 2), "center")
             ax.annotate(f"{card} GiB", place, xytext=shift, ha=align, **style)
 
 
@@ -120,7 +121,7 @@ def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None
     """Write each bar's figure at its end, and widen the axis so that the longest fits."""
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
-        ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center")
+        ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", bbox=PLATE)
     name = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
     width = 8.6 - 0.08 * min(name, 60)  # inches for bars and labels, by how wide a letter is
     share = (0.15 + 0.072 * max(map(len, labels), default=0)) / width

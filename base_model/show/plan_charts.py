@@ -94,7 +94,7 @@ def _name_lines(ax: "Axes") -> None:
     for (_, name), place in zip(ends, places, strict=True):
         ax.annotate(name, (1.02, place), xycoords="axes fraction", va="center", annotation_clip=False)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    ax.annotate(limit[0], (0.01, limit[1][0]), xytext=(0, 4), **beside)
+    ax.annotate(limit[0], (0.12, limit[1][0]), xytext=(0, 4), **beside)
 
 
 def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":

@@ -55,7 +55,7 @@ def epoch_in_words(row: Any) -> str:
 def _round(value: float) -> str:
     """Two digits that mean something: `1,200`, `47`, `3.2`, `0.45`."""
     if value >= 100:
-        return f"{round(value, 1 - len(str(int(value)))):,.0f}" if value < 1e15 else f"{value:.2g}"
+        return f"{round(value, 2 - len(str(int(value)))):,.0f}" if value < 1e15 else f"{value:.2g}"
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 

@@ -46,7 +46,7 @@ def this_run(model: str | Path, gpu: str | None = None) -> str:
     place = gpu or f"this machine's {machine['device']} ({visible(str(machine['name']))}, {memory})"
     set_there = ", ".join(name for name in CHOICES if os.environ.get(name))
     origin = f"Set in the environment: {set_there}." if set_there else "All choices are the page's own."
-    return f"This run: {visible(Path(model).name)}, planned for {place}.\n{origin}"
+    return f"This run: {visible(Path(model).name)}\nPlanned for {place}. {origin}"
 
 
 def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:

@@ -134,6 +134,8 @@ def long_tables(n):
     adapters = pd.DataFrame({"adapter": names, "trainable": index, "share": 0.1, "file_bytes": 9})
     training = pd.DataFrame({"method": names, "weights_bytes": index, "embedding_bytes": 0, "peak_bytes": index})
     plan = {"precision": names, "context": range(1, n + 1), "weights_bytes": G, "total_bytes": G, "usable_bytes": G}
+    cards = pd.DataFrame({"gpu": names, "verdict": "fits", "step_s": 1.0, "low_s": 0.75, "high_s": 1.25})
+    cards["hours_per_million"] = 1.0
     return {
         mt.plot_storage: [files],
         mt.plot_parameters: [tensors],
@@ -146,6 +148,7 @@ def long_tables(n):
         mt.plot_training: [training],
         mt.plot_memory: [pd.DataFrame(plan | {"device": "cpu"})],
         mt.plot_insertion: [tensors, tensors.assign(trainable=1)],
+        mt.plot_gpus: [cards],
     }
 
 
@@ -165,12 +168,13 @@ def test_ten_thousand_rows_are_drawn_in_seconds(plot, tmp_path):
 def test_a_title_tells_of_all_rows_and_not_only_of_those_drawn():
     tables = long_tables(MANY)
     whole = sum(range(MANY))
-    assert (
-        mt.plot_storage(*tables[mt.plot_storage]).get_title(loc="left").startswith("Storage: 47.68 MiB in 10000 files")
-    )
+    storage = mt.plot_storage(*tables[mt.plot_storage])
+    assert storage.get_title(loc="left").endswith("of 47.68 MiB")
+    assert "10,000 in all" in " ".join(texts(storage))
     assert mt.format_count(whole) in mt.plot_parameters(*tables[mt.plot_parameters]).get_title(loc="left")
     assert "10000 layers of 0 to 9,999 each" in mt.plot_layers(*tables[mt.plot_layers]).get_title(loc="left")
-    assert "0 to 9,999" in mt.plot_adapters(*tables[mt.plot_adapters]).get_title(loc="left")
+    fewest = tables[mt.plot_adapters][0].assign(trainable=range(1, MANY + 1))
+    assert "10,000 times fewer" in mt.plot_adapters(fewest).get_title(loc="left")
 
 
 def test_a_layer_that_claims_to_be_the_billionth_takes_no_memory():
