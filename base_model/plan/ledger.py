@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,6 +32,7 @@ class Ledger(TorchDispatchMode):
         self.rounding = rounding
         self.kind = "activations"  # of what is made next
         self.moment = "forward"
+        self.blind = False  # while what is made is made by the planning only
         self.operations = 0
         # By storage: its kind, its bytes, and the reference that tells its end.
         self.alive: dict[int, tuple[str, int, Any]] = {}
@@ -74,12 +76,16 @@ class Ledger(TorchDispatchMode):
         return resize_
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # it comes back as an operation on this device's shard
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
         if func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {}):
             return args[0]
         out = on_meta(func, args, kwargs or {})
+        if self.blind:
+            return out
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
@@ -94,6 +100,7 @@ class Ledger(TorchDispatchMode):
 
     def enter(self, tensor: torch.Tensor, kind: str) -> None:
         """Count a tensor's storage as `kind` from now on, whatever it was before. Nothing for one with memory."""
+        tensor = local(tensor)
         if without_memory(tensor):
             self.count(tensor, kind)
 
@@ -109,7 +116,7 @@ class Ledger(TorchDispatchMode):
 
     def kind_of(self, tensor: torch.Tensor) -> str | None:
         """What a tensor's storage counts as; None for one that was never seen."""
-        return self.alive.get(_key(tensor), (None,))[0]
+        return self.alive.get(_key(local(tensor)), (None,))[0]
 
     def _add(self, kind: str, size: int) -> None:
         self.now[kind] += size
@@ -144,6 +151,11 @@ class Unpadded(TorchDispatchMode):
         return on_meta(func, args, kwargs or {})
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This device's part of a tensor: all of it, unless it is sharded."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
 def without_memory(tensor: torch.Tensor) -> bool:
     """Whether a tensor is on the meta device, or fake."""
     return tensor.untyped_storage().device.type == "meta"
@@ -167,6 +179,8 @@ def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     if func is aten._grouped_mm.default and first.dtype != torch.bfloat16:
         left, right, *rest = args
         return func(left.to(torch.bfloat16), right.to(torch.bfloat16), *rest, **kwargs).to(first.dtype)
+    if func is torch.ops._c10d_functional.wait_tensor.default:
+        return first  # its meta kernel makes another one
     if func.namespace == "bitsandbytes" and func._opname == "gemm_4bit":
         unpacked = torch.empty(tuple(args[2]), dtype=first.dtype, device=first.device)
         out = func(*args, **kwargs)

@@ -39,7 +39,7 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str) -> Run:
+def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, devices: int = 1) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
@@ -52,6 +52,8 @@ def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, fold
         raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
     cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
+    if devices > 1:
+        ready |= {"fsdp": True}
     if half:
         ready |= {"fp16": False, "bf16": True}
     made = _make(kind, ready)

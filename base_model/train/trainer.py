@@ -41,9 +41,21 @@ def plan_trainer(
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
     with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder)
-        ledger, embedding = measure(config, run, peft_config, quantization_config)
+        with _devices(devices):
+            run = planned_run(args, tokens, model_init_kwargs, folder, devices)
+            ledger, embedding = measure(config, run, peft_config, quantization_config)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
+
+
+@contextmanager
+def _devices(devices: int) -> Iterator[None]:
+    from base_model.train.sharding import group_of
+
+    if devices == 1:
+        yield
+        return
+    with group_of(devices):
+        yield
 
 
 def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
@@ -127,19 +139,26 @@ def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
 
 def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    _count_gradients(model, ledger)
     try:
         trainer = _trainer(model, run, ledger)
-        with ledger:
+        from base_model.train.sharding import in_parts
+        with ledger, in_parts(ledger):
             trainer.train()
     except ModelError:
         raise
-    except Exception as error:  # the model code of each architecture fails in its own way
+    except Exception as error:  # the model code
+        import traceback; traceback.print_exc()#X of each architecture fails in its own way
         raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+
+
+def _count_gradients(model: Any, ledger: "Ledger") -> None:
+    """Have each gradient counted once it is complete."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
@@ -181,10 +200,13 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             micro = self.args.gradient_accumulation_steps
             return [_batch(self.data_collator, example, run) for _ in range(micro)]
 
-        def create_optimizer(self, *args: Any) -> Any:
-            optimizer = super().create_optimizer(*args)
-            _give_states(optimizer, ledger)
-            return optimizer
+        def _prepare_for_training(self, *args: Any) -> Any:
+            kinds = [ledger.kind_of(parameter) for parameter in self.model.parameters()]
+            prepared = super()._prepare_for_training(*args)
+            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):  # sharded, they are others
+                ledger.enter(parameter, kind)
+            _give_states(self.optimizer.optimizer, ledger)
+            return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             with ledger.making("activations", "forward"):
