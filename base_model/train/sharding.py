@@ -7,6 +7,7 @@ Imports torch: import it late.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -48,6 +49,8 @@ def _states_put_back() -> Iterator[None]:
         for state in (PartialState, AcceleratorState, GradientState):
             stack.enter_context(mock.patch.dict(state._shared_state, clear=True))
         stack.enter_context(mock.patch.dict(os.environ))
+        # init_process_group puts its own there.
+        stack.enter_context(mock.patch.object(sys, "excepthook", sys.excepthook))
         yield
 
 
@@ -71,12 +74,14 @@ def _named_cuda(mesh: Any) -> Iterator[None]:
 
 
 @contextmanager
-def in_parts(ledger: Ledger) -> Iterator[None]:
+def watched(ledger: Ledger) -> Iterator[None]:
     """Inside, the ledger counts what FSDP gathers and sends as temporary, and not what DTensor only asks about."""
     with (
         mock.patch.object(FSDPParamGroup, "unshard", _gathered(FSDPParamGroup.unshard, ledger)),
         mock.patch.object(FSDPParamGroup, "wait_for_unshard", _unsharded(ledger)),
         mock.patch.object(FSDPParamGroup, "post_backward", _reduced(ledger)),
+        mock.patch("accelerate.accelerator.fsdp2_prepare_model", _prepared),
+        mock.patch("bitsandbytes.nn.modules.fix_4bit_weight_quant_state_from_module", _with_its_state),
         mock.patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", _unseen(ledger)),
     ):
         yield
@@ -130,3 +135,25 @@ def _unseen(ledger: Ledger) -> Callable[..., Any]:
             ledger.blind = before
 
     return propagate
+
+
+class Params4bit(FakeTensor):
+    """A fake tensor of the name by which accelerate knows bitsandbytes' parameters, which cannot be fake."""
+
+
+def _prepared(accelerator: Any, model: Any) -> Any:
+    """accelerate's `fsdp2_prepare_model`, on 4-bit parameters of the name that it asks for."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    for parameter in model.parameters():
+        if hasattr(parameter, "quant_state"):
+            parameter.__class__ = Params4bit
+        elif hasattr(parameter, "SCB"):
+            raise ModelError("Weights in 8 bits lose their scales when FSDP shards them: take 4 bits, or devices=1.")
+    return fsdp2_prepare_model(accelerator, model)
+
+
+def _with_its_state(layer: Any) -> None:
+    """bitsandbytes' way of giving a gathered 4-bit weight the state that it lost; it copies nothing."""
+    if getattr(layer.weight, "quant_state", None) is None:
+        layer.weight.quant_state = layer.quant_state

@@ -9,12 +9,12 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
+from base_model import ModelError, brief, require_whole
 from base_model.architecture.config import skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
@@ -40,22 +40,13 @@ def plan_trainer(
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
-    with tempfile.TemporaryDirectory() as folder:
-        with _devices(devices):
-            run = planned_run(args, tokens, model_init_kwargs, folder, devices)
-            ledger, embedding = measure(config, run, peft_config, quantization_config)
-    return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
-
-
-@contextmanager
-def _devices(devices: int) -> Iterator[None]:
     from base_model.train.sharding import group_of
 
-    if devices == 1:
-        yield
-        return
-    with group_of(devices):
-        yield
+    require_whole("devices", devices)
+    with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
+        run = planned_run(args, tokens, model_init_kwargs, folder, devices)
+        ledger, embedding = measure(config, run, peft_config, quantization_config)
+    return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 
 
 def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
@@ -82,8 +73,8 @@ def measure(config: Any, run: Run, peft_config: Any, quantization_config: Any) -
         ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1)
         with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
             _give_fake_tensors(model, ledger, base)
-            embedding = embedding_bytes(model)
             _train(model, run, ledger)
+            embedding = embedding_bytes(model)
     return ledger, embedding
 
 
@@ -139,19 +130,20 @@ def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
 
 def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
+    from base_model.train.sharding import watched
+
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
     _count_gradients(model, ledger)
     try:
         trainer = _trainer(model, run, ledger)
-        from base_model.train.sharding import in_parts
-        with ledger, in_parts(ledger):
+        with ledger, watched(ledger) if run.devices > 1 else nullcontext():
             trainer.train()
     except ModelError:
         raise
-    except Exception as error:  # the model code
-        import traceback; traceback.print_exc()#X of each architecture fails in its own way
-        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+    except Exception as error:  # the model code of each architecture fails in its own way
+        how = "sharded" if run.devices > 1 else "without weights"
+        raise ModelError(f"This step cannot be run {how}: {brief(error)}.") from error
 
 
 def _count_gradients(model: Any, ledger: "Ledger") -> None:
@@ -201,9 +193,10 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             return [_batch(self.data_collator, example, run) for _ in range(micro)]
 
         def _prepare_for_training(self, *args: Any) -> Any:
-            kinds = [ledger.kind_of(parameter) for parameter in self.model.parameters()]
+            # TRL makes the adapters of a quantised base anew, in bfloat16; FSDP puts shards in the place of all.
+            kinds = [ledger.kind_of(parameter) or "adapter" for parameter in self.model.parameters()]
             prepared = super()._prepare_for_training(*args)
-            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):  # sharded, they are others
+            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):
                 ledger.enter(parameter, kind)
             _give_states(self.optimizer.optimizer, ledger)
             return prepared
