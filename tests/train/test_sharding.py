@@ -104,10 +104,14 @@ def by_tracker(adapter, checkpointing):
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("method", ["full", "LoRA"])
 def test_the_ledger_is_torchs_own_tracker_to_the_byte(method, checkpointing):
-    """But for checkpointing of LoRA: the tracker keeps the embedding's output and its gradient of each step before."""
+    """But for checkpointing of LoRA: the tracker keeps the embedding's output and its gradient of each step before.
+
+    The ledger goes first: what DTensor asks about whole tensors is asked once, and the tracker counts it.
+    """
     adapter = lora() if method == "LoRA" else None
     kept = 2 * (2 * 64 * 64 * 2) if checkpointing and adapter else 0
-    assert by_tracker(adapter, checkpointing) - by_ledger(adapter, checkpointing) == kept
+    planned = by_ledger(adapter, checkpointing)
+    assert by_tracker(adapter, checkpointing) - planned == kept
 
 
 def steps_of(monkeypatch, adapter):
@@ -151,9 +155,13 @@ def test_weights_and_states_are_shared_out():
         assert pure[part] == pytest.approx(whole[part] / 2, rel=0.05)
     assert mixed["optimizer_bytes"] == pytest.approx(whole["optimizer_bytes"], rel=0.05)
     assert pure["optimizer_bytes"] == pytest.approx(whole["optimizer_bytes"] / 2, rel=0.05)
-    adapted, shared = plan(adapter=lora(), devices=1), plan(adapter=lora(), devices=2)
+
+
+def test_adapters_and_a_frozen_base_are_shared_out():
+    config = toy_config(num_hidden_layers=1, hidden_size=512, intermediate_size=512, head_dim=128)
+    whole, shared = (plan(adapter=lora(), config=config, devices=n) for n in (1, 2))
     for part in ("weights_bytes", "adapter_bytes", "optimizer_bytes"):
-        assert shared[part] == pytest.approx(adapted[part] / 2, rel=0.2)  # many small tensors, rounded up to 512
+        assert shared[part] == pytest.approx(whole[part] / 2, rel=0.1)  # small tensors are rounded up to 512
 
 
 def test_full_fine_tuning_published_for_two_devices():
