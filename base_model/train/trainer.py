@@ -8,14 +8,14 @@ adds up every tensor as it comes and goes.
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from base_model import ModelError, brief, require_whole
-from base_model.architecture.config import skeleton_of
+from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
 from base_model.train.arguments import Run, planned_run
@@ -57,11 +57,14 @@ def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
     return [*parts.values(), embedding, ledger.peak + workspace, ledger.most["host"], ledger.peak_moment]
 
 
-def measure(config: Any, run: Run, peft_config: Any, quantization_config: Any) -> tuple["Ledger", int]:
-    """The ledger of one step of the run, and the bytes of the embedding. Raises ModelError."""
+def measure(
+    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None = None
+) -> tuple["Ledger", int]:
+    """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
+    from base_model.plan.scans import kernel_scans
     from base_model.train.device import planned_device
 
     _require_positions(config, run)
@@ -70,8 +73,9 @@ def measure(config: Any, run: Run, peft_config: Any, quantization_config: Any) -
         base = set(map(id, stored_tensors(model)))
         if peft_config is not None:
             model = attach(model, peft_config)
-        ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1)
-        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
+        ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
+        scans = kernel_scans(model) if run.cuda else nullcontext()
+        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda), scans:
             _give_fake_tensors(model, ledger, base)
             _train(model, run, ledger)
             embedding = embedding_bytes(model)
@@ -98,9 +102,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_positions(config: Any, run: Run) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < run.tokens:
-        raise ModelError(f"The model has {positions:,} positions, a text of {run.tokens:,} tokens does not fit in.")
+    positions = positions_of(config)
+    if positions and positions < run.tokens:
+        table = has_position_table(skeleton_of(config), positions)
+        ends = "The positions of this model end at" if table else "The model was made for"
+        raise ModelError(f"{ends} {positions:,} tokens, and a text has {run.tokens:,}. Take at most that many.")
 
 
 def _loaded(config: Any, run: Run, quantization_config: Any) -> Any:
