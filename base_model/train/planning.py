@@ -116,6 +116,9 @@ def plan_trainer(
     what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
     says more. TRL itself, given a name and no `dtype`, loads float32.
 
+    With `devices` above one the figures are those of one of these cards under FSDP2, as `fsdp=True` shards by default;
+    gathered weights are `temporary_bytes` then.
+
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
+from base_model import ModelError, brief, require_whole
 from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
@@ -40,8 +40,11 @@ def plan_trainer(
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder)
+    from base_model.train.sharding import group_of
+
+    require_whole("devices", devices)
+    with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
+        run = planned_run(args, tokens, model_init_kwargs, folder, devices)
         ledger, embedding = measure(config, run, peft_config, quantization_config)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 
@@ -74,8 +77,8 @@ def measure(
         scans = kernel_scans(model) if run.cuda else nullcontext()
         with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda), scans:
             _give_fake_tensors(model, ledger, base)
-            embedding = embedding_bytes(model)
             _train(model, run, ledger)
+            embedding = embedding_bytes(model)
     return ledger, embedding
 
 
@@ -133,19 +136,27 @@ def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
 
 def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    from base_model.train.sharding import watched
+
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    _count_gradients(model, ledger)
     try:
         trainer = _trainer(model, run, ledger)
-        with ledger:
+        with ledger, watched(ledger) if run.devices > 1 else nullcontext():
             trainer.train()
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+        how = "sharded" if run.devices > 1 else "without weights"
+        raise ModelError(f"This step cannot be run {how}: {brief(error)}.") from error
+
+
+def _count_gradients(model: Any, ledger: "Ledger") -> None:
+    """Have each gradient counted once it is complete."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
@@ -187,10 +198,14 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             micro = self.args.gradient_accumulation_steps
             return [_batch(self.data_collator, example, run) for _ in range(micro)]
 
-        def create_optimizer(self, *args: Any) -> Any:
-            optimizer = super().create_optimizer(*args)
-            _give_states(optimizer, ledger)
-            return optimizer
+        def _prepare_for_training(self, *args: Any) -> Any:
+            # TRL makes the adapters of a quantised base anew, in bfloat16; FSDP puts shards in the place of all.
+            kinds = [ledger.kind_of(parameter) or "adapter" for parameter in self.model.parameters()]
+            prepared = super()._prepare_for_training(*args)
+            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):
+                ledger.enter(parameter, kind)
+            _give_states(self.optimizer.optimizer, ledger)
+            return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             with ledger.making("activations", "forward"):
