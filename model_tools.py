@@ -47,7 +47,10 @@ from base_model.train.planning import (
     plan_inference,
     plan_trainer,
     plan_training,
+    settings,
     skeleton,
+    try_training,
+    write_script,
 )
 from base_model.train.published import check_plans
 
@@ -57,12 +60,12 @@ __all__ = [
     "describe_data", "describe_tokenizer", "directory_tree", "draw_tokens", "example_data", "fetch_model",
     "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline", "gpus",
     "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes", "limits_in_words", "list_files",
-    "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference", "plan_trainer",
-    "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers", "plot_lengths", "plot_limits",
-    "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage", "plot_training", "read_report",
-    "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt",
-    "show_tokens", "skeleton", "speed_limit", "takeaways", "text_lengths", "this_machine", "to_markdown",
-    "write_report",
+    "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference",
+    "plan_trainer", "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers",
+    "plot_lengths", "plot_limits", "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage",
+    "plot_training", "read_report", "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions",
+    "save_chart", "settings", "show", "show_prompt", "show_tokens", "skeleton", "speed_limit", "takeaways",
+    "text_lengths", "this_machine", "to_markdown", "try_training", "write_report", "write_script",
 ]  # fmt: skip
 
 if __name__ == "__main__":
