@@ -15,6 +15,7 @@ from base_model.train.settings import Choice, body
 PINNED = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
 PROJECT = "base-model-visualize"
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+SEED = 42
 SCRIPT, PINS, LAUNCH, DATA = "train.py", "requirements.txt", "fsdp.yaml", "data.parquet"
 
 HEAD = '''"""{method}, by TRL's SFTTrainer.
@@ -35,7 +36,7 @@ from trl import SFTConfig, SFTTrainer
 MODEL = {model}
 {revision}DATA = {data}{pattern}
 HERE = Path(__file__).parent  # everything is written beside this script
-SEED = 42
+SEED = {seed}
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=-1, help="steps in all; one epoch unless given")
@@ -72,11 +73,10 @@ trainer = SFTTrainer(
     processing_class=tokenizer,{adapter}
 )
 {adapter_dtype}trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
-trainer.evaluate()
-trainer.save_state()
+trainer.save_state()  # with all losses
 trainer.save_model(HERE / "{result}")
 """
-ADAPTER_DTYPE = """if args.fp16:  # TRL makes the adapter of packed weights bfloat16, which the scaler of float16 refuses
+ADAPTER_DTYPE = """if args.fp16:  # TRL makes the adapter of packed weights bfloat16, which float16's scaler refuses
     for parameter in filter(lambda one: one.requires_grad, model.parameters()):
         parameter.data = parameter.data.float()
 """
@@ -134,7 +134,7 @@ def _of_data(data: str) -> dict[str, str]:
     """What it says of the data; `datasets` takes a name for a pattern."""
     pattern = glob.escape(data)
     kind, odd = KINDS[Path(data).suffix], "  # a pattern: [[] stands for [, and so on"
-    return {"data": repr(pattern), "kind": kind, "pattern": odd if pattern != data else ""}
+    return {"seed": repr(SEED), "data": repr(pattern), "kind": kind, "pattern": odd if pattern != data else ""}
 
 
 def _of_method(config: Any, choice: Choice) -> dict[str, str]:
@@ -204,3 +204,18 @@ def _require_free(folder: Path, names: list[str]) -> None:
         raise ModelError(
             f"{visible(str(folder))} holds {taken[0]} already. Give another folder, or move that file away."
         )
+
+
+def questions(data: Any, most: int) -> list[str]:
+    """What to ask the tuned model: beginnings of texts that it was not trained on, by the script's own split."""
+    rows = read_data(example_data() if data is None else data)
+    held_out = rows.train_test_split(test_size=min(200, max(1, len(rows) // 10)), seed=SEED)["test"]
+    return [asked for asked in map(_question, held_out.select(range(min(most, len(held_out))))) if asked]
+
+
+def _question(row: dict[str, Any]) -> str:
+    """The prompt of an example, what its user says first, or the first words of its text; "" where it holds tokens."""
+    said = row.get("prompt") or row.get("messages") or row.get("conversations") or row.get("text") or ""
+    if isinstance(said, list):
+        return next((str(turn["content"]) for turn in said if turn.get("role") == "user"), "")
+    return said if "prompt" in row else " ".join(said.split()[:12])

@@ -175,3 +175,10 @@ def compared(config: Any, choice: Choice, steps: list[dict[str, Any]]) -> pd.Dat
 def _row(check: str, planned: float | None, measured: float) -> list[Any]:
     nan = float("nan")
     return [check, planned or nan, measured, measured / planned - 1 if planned else nan]
+
+
+def losses(script: Path) -> pd.DataFrame:
+    """The loss on the held-out part as a script's run has logged it: `step`, `loss`."""
+    state = json.loads((script.parent / "checkpoints" / "trainer_state.json").read_text())
+    logged = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    return pd.DataFrame({"step": list(logged), "loss": list(logged.values())})
