@@ -145,14 +145,15 @@ def test_a_run_holds_out_saves_goes_on_and_merges(toy, tmp_path, run):
 
     log = run(script, "--steps", "4", "--merge")
     assert [entry["step"] for entry in log if "eval_loss" in entry][-1] == 4
-    assert [entry for entry in log if "eval_loss" in entry][0]["step"] == 0  # the log of the first run goes on
+    assert {0, 2} <= {entry["step"] for entry in log if "eval_loss" in entry}  # the log of the first run goes on
     second = load_file(script.with_name("adapter") / "adapter_model.safetensors")
     assert any(not first[name].equal(second[name]) for name in first)
 
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy), script.with_name("adapter"))
-    merged = AutoModelForCausalLM.from_pretrained(script.with_name("merged"))
-    ids = adapted.dummy_inputs["input_ids"] if hasattr(adapted, "dummy_inputs") else merged.dummy_inputs["input_ids"]
-    assert adapted(input_ids=ids).logits.allclose(merged(input_ids=ids).logits, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(toy)
+    merged, ids = AutoModelForCausalLM.from_pretrained(script.with_name("merged")), base.dummy_inputs["input_ids"]
+    plain, after = base(input_ids=ids).logits, merged(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(base, script.with_name("adapter"))(input_ids=ids).logits
+    assert (adapted - after).abs().max() < 0.01 * (plain - after).abs().max()
     assert (script.with_name("merged") / "tokenizer.json").is_file()
 
 
