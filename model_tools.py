@@ -49,8 +49,11 @@ from base_model.train.planning import (
     plan_trainer,
     plan_training,
     recommend,
+    settings,
     skeleton,
     training_ladder,
+    try_training,
+    write_script,
 )
 from base_model.train.published import check_plans
 
@@ -64,9 +67,9 @@ __all__ = [
     "plan_time", "plan_trainer", "plan_training", "plot_adapters", "plot_components", "plot_insertion",
     "plot_ladder", "plot_layers", "plot_lengths", "plot_limits", "plot_memory", "plot_models", "plot_parameters",
     "plot_runs", "plot_storage", "plot_training", "read_report", "read_tensors", "readable", "recommend",
-    "remove_leftovers", "run_both", "run_conditions", "save_chart", "show", "show_prompt", "show_tokens",
-    "skeleton", "speed_limit", "takeaways", "text_lengths", "this_machine", "to_markdown", "training_ladder",
-    "write_report",
+    "remove_leftovers", "run_both", "run_conditions", "save_chart", "settings", "show", "show_prompt",
+    "show_tokens", "skeleton", "speed_limit", "takeaways", "text_lengths", "this_machine", "to_markdown",
+    "training_ladder", "try_training", "write_report", "write_script",
 ]  # fmt: skip
 
 if __name__ == "__main__":

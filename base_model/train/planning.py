@@ -6,14 +6,16 @@ from typing import Any
 
 import pandas as pd
 
+from base_model import ModelError, visible
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.architecture.dtypes import read_planned
-from base_model.hub.locate import folder_of
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
 from base_model.train import ladder as ladder_room
-from base_model.train import loop, time, trainer
+from base_model.train import loop, script, time, trainer, trial
 from base_model.train import recommend as search
+from base_model.train import settings as choices
 
 
 def _config(model: str | Path) -> Any:
@@ -182,3 +184,51 @@ def recommend(
         return batch_tokens(lengths, batch).mean * len(lengths)
 
     return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch)
+
+
+def settings(model: str | Path, row: Any) -> str:
+    """A row of `recommend` as Python to copy: `adapter` (a `PeftConfig`), `quantization` (`BitsAndBytesConfig`) and
+    `args` (`SFTConfig`), as far as the method has them.
+
+    `row` is a Series, a dict or a table of one row. The Python asks the machine on which it runs whether it computes in
+    bfloat16, float16 or float32, and gives that as `dtype`, for `from_pretrained`. Raises ModelError.
+    """
+    return choices.settings(_config(model), choices.choice_of(row))
+
+
+def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = None) -> Path:
+    """Write `train.py`, a plain run of TRL's SFTTrainer by a row of `recommend`, into a folder; gives its path.
+
+    Beside it: requirements.txt with pins; fsdp.yaml for `accelerate launch` where the row has several devices; and
+    data.parquet where `data` is a `datasets.Dataset`. Else `data` is a file as in `text_lengths`; without one, the
+    project's own. Run it by `python train.py [--steps N] [--merge]`: it holds out a part of the data, goes on from its
+    last checkpoint, and saves the adapter. Nothing is overwritten. Raises ModelError.
+    """
+    choice = choices.choice_of(row)
+    return script.write_script(_config(model), choice, *_source(model), Path(folder), data)
+
+
+def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) -> pd.DataFrame:
+    """Run the script of a row of `recommend` for a few steps on this machine, one device, beside its plan.
+
+    Columns: `check` (the peak of a step in bytes, and its seconds, each with its batch), `planned`, `measured`,
+    `difference` (0.01: measured is 1% more). `planned` is for this device; nan where its speed is not known. The peak
+    is that of torch's allocator (of MPS, what the driver holds). Without `data`, texts of the planned length.
+    Needs the weights on this disk. Raises ModelError, also where the plan is more than this machine has.
+    """
+    choice = choices.choice_of(row)
+    if not is_complete(local_folder(model)):
+        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` brings it.")
+    return trial.try_training(_config(model), choice, *_source(model), data, steps)
+
+
+def _source(model: str | Path) -> tuple[str, str | None]:
+    """Where a script finds the model: its folder, or its Hub id and revision."""
+    folder, hub_id = local_folder(model), hub_id_of(model)
+    if hub_id and not is_complete(folder):
+        return hub_id.name, hub_id.revision
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{visible(str(folder))} holds an adapter, which transformers would apply. Move adapter_config.json away."
+        )
+    return str(folder.absolute()), None
