@@ -7,6 +7,34 @@ import torch
 ATTENTION = "base_model_efficient"  # the name under which transformers finds `efficient_attention`
 
 
+@torch.library.custom_op("base_model::attention", mutates_args=())
+def attention_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output and the log-sum-exp of each row, of shapes alone."""
+    raise NotImplementedError("for tensors without values only")
+
+
+@attention_of.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, tokens, _ = query.shape
+    output = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+    return output, query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("base_model::attention_backward", mutates_args=())
+def gradients_of_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value, of shapes alone."""
+    raise NotImplementedError("for tensors without values only")
+
+
+@gradients_of_attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
 class Kernel(torch.autograd.Function):
     """The memory of FlashAttention and its like, which never hold the matrix of tokens by tokens.
 
@@ -18,19 +46,18 @@ class Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Shapes (batch, heads, tokens, size of a head); the output lies in memory as (batch, tokens, heads, size)."""
-        batch, heads, tokens, _ = query.shape
-        output = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        output, sums = attention_of(query, key, value)
+        ctx.save_for_backward(query, key, value, output, sums)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One gradient for each input, laid out as the input is."""
-        query, key, value, *_kept = ctx.saved_tensors
+        query, key, value, output, _sums = ctx.saved_tensors
         shared = key.shape[1] != query.shape[1]
         sums = [query.new_empty(shape, dtype=torch.float32) for shape in (query.shape, query.shape[:-1])]
         per_head = [one.new_empty(*query.shape[:2], *one.shape[2:]) for one in (key, value) if shared]
-        gradients = tuple(torch.empty_like(one) for one in (query, key, value))
+        gradients = gradients_of_attention(query, key, value, output, gradient)
         del sums, per_head  # alive until the gradients are complete
         return gradients
 

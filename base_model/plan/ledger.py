@@ -5,11 +5,12 @@ The tensors are those of torch's meta device, or fake ones (`FakeTensorMode`), w
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,23 +23,30 @@ class Ledger(TorchDispatchMode):
     """While it is entered, every new storage without memory is added up, by kind, until it is freed.
 
     A storage is of `kind` when it is first seen; scores over the vocabulary are "logits" instead. `enter` moves it.
-    `rounding` is what the allocator rounds sizes up to. `moment` is what the step is doing.
+    `rounding` is what the allocator rounds sizes up to. `moment` is what the step is doing. `observe` is called with
+    each operation of the step, its arguments and its result.
     """
 
-    def __init__(self, vocabulary: int, rounding: int = 1) -> None:
+    def __init__(self, vocabulary: int, rounding: int = 1, observe: Callable[..., None] | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.rounding = rounding
         self.kind = "activations"  # of what is made next
         self.moment = "forward"
         self.operations = 0
+        self._observe = observe
+        self.started = False
         # By storage: its kind, its bytes, and the reference that tells its end.
         self.alive: dict[int, tuple[str, int, Any]] = {}
         self.now: Counter[str] = Counter()
-        self.start()
+        self._forget()
 
     def start(self) -> None:
-        """Forget what was most so far: from here on, `most` of each kind, and all kinds `at_peak`."""
+        """The measured step begins: from here on, `most` of each kind, and all kinds `at_peak`."""
+        self._forget()
+        self.started = True
+
+    def _forget(self) -> None:
         self.most, self.at_peak = Counter(self.now), Counter(self.now)
         self.total = self.peak = self.start_total = sum(self.now.values()) - self.now[HOST]
         self.peak_moment = self.moment
@@ -74,12 +82,15 @@ class Ledger(TorchDispatchMode):
         return resize_
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # half of all calls: answered at once
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
-        if func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {}):
-            return args[0]
-        out = on_meta(func, args, kwargs or {})
+        in_place = func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {})
+        out = args[0] if in_place else on_meta(func, args, kwargs or {})
+        if self.started and self._observe:
+            self._observe(func, args, kwargs or {}, out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary

@@ -33,11 +33,21 @@ class Branch:
     answer: Callable[[Ledger], Any]
 
 
+@torch.library.custom_op("base_model::fold", mutates_args=("tile",))
+def _fold(tile: torch.Tensor) -> None:
+    raise NotImplementedError("for tensors without values only")
+
+
+@_fold.register_fake
+def _(tile: torch.Tensor) -> None:
+    return None
+
+
 class _Silent:
-    """A Triton kernel, launched as `kernel[grid](...)`: it writes into tensors that are there, and allocates none."""
+    """A Triton kernel, launched as `kernel[grid](tile, ...)`: it works in tensors that are there."""
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *_, **__: None
+        return lambda tile, *_, **__: torch.ops.base_model.fold(tile)
 
 
 def _state_buffer(ledger: Ledger) -> Callable[..., torch.Tensor]:
@@ -111,11 +121,12 @@ BRANCHES = (
 
 
 @torch.library.custom_op("base_model::addmm_fp32", mutates_args=("acc",))
-def _addmm_fp32(acc: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def add_product(acc: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """`acc += a @ b` in float32, of shapes alone."""
     raise NotImplementedError("for tensors without values only")
 
 
-@_addmm_fp32.register_fake
+@add_product.register_fake
 def _(acc: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     return None
 

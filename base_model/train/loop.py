@@ -5,6 +5,7 @@ same order. A ledger adds them up as they come and go.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,7 +27,7 @@ def plan_training(
     config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
 ) -> pd.DataFrame:
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
-    ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+    ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, dtype)
     row = [ledger.most[part] for part in PARTS]
     return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 
@@ -58,16 +59,23 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
 def _at_peak(config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool) -> list[Any]:
     """The cells of `COLUMNS` and the note."""
     try:
-        ledger, embedding = _measured(config, adapter, tokens, batch, checkpointing, quantized, None)
+        ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, None)
     except ModelError as error:
         return [pd.NA] * len(COLUMNS) + [str(error)]
     return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.peak, ""]
 
 
-def _measured(
-    config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool, dtype: str | None
+def measure(
+    config: Any,
+    adapter: Any,
+    tokens: int,
+    batch: int,
+    checkpointing: bool,
+    quantized: bool,
+    dtype: str | None,
+    observe: Callable[..., None] | None = None,
 ) -> tuple["Ledger", int]:
-    """The ledger of one step, and the bytes of the embedding."""
+    """The ledger of one step, and the bytes of the embedding; `observe` sees each operation. Raises ModelError."""
     require_whole("tokens", tokens, least=2)  # the first is not predicted
     require_whole("batch", batch)
     if not isinstance(quantized, bool):
@@ -79,7 +87,7 @@ def _measured(
         base = _prepared(config, checkpointing, quantized, dtype)
         weights, embedding = list(stored_tensors(base)), embedding_bytes(base)
         model = attach(base, adapter) if adapter is not None else base
-        ledger = _opened(model, weights)
+        ledger = _opened(model, weights, observe)
         _run_step(model.train(), ledger, tokens, batch)
     return ledger, embedding
 
@@ -138,11 +146,11 @@ def _update(optimizer: Any, ledger: "Ledger") -> None:
     optimizer.zero_grad()
 
 
-def _opened(model: Any, weights: list[Any]) -> "Ledger":
+def _opened(model: Any, weights: list[Any], observe: Callable[..., None] | None) -> "Ledger":
     """A ledger with the base model's `weights` in it, the rest as adapter, and every gradient once it is complete."""
     from base_model.plan.ledger import Ledger
 
-    ledger = Ledger(model.config.get_text_config().vocab_size)
+    ledger = Ledger(model.config.get_text_config().vocab_size, observe=observe)
     base = {id(tensor) for tensor in weights}
     for tensor in stored_tensors(model):
         ledger.enter(tensor, "weights" if id(tensor) in base else "adapter")

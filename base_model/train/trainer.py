@@ -8,7 +8,7 @@ adds up every tensor as it comes and goes.
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,10 @@ def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
     return [*parts.values(), embedding, ledger.peak + workspace, ledger.most["host"], ledger.peak_moment]
 
 
-def measure(config: Any, run: Run, peft_config: Any, quantization_config: Any) -> tuple["Ledger", int]:
-    """The ledger of one step of the run, and the bytes of the embedding. Raises ModelError."""
+def measure(
+    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None = None
+) -> tuple["Ledger", int]:
+    """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
@@ -67,7 +69,7 @@ def measure(config: Any, run: Run, peft_config: Any, quantization_config: Any) -
         base = set(map(id, stored_tensors(model)))
         if peft_config is not None:
             model = attach(model, peft_config)
-        ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1)
+        ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
         with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
             _give_fake_tensors(model, ledger, base)
             embedding = embedding_bytes(model)

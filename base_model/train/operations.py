@@ -1,0 +1,129 @@
+"""What each operation of a step costs, whatever the card: floating-point operations, and bytes to read and write.
+
+FLOPs by the formulas of torch's own counter (`torch.utils.flop_counter`), with those of the stand-ins added; bytes from
+the tensors. Imports torch: import it late.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from base_model.plan.attention import attention_of, gradients_of_attention
+from base_model.plan.quantization import bitsandbytes
+from base_model.train.device import add_product
+
+bitsandbytes()
+aten = torch.ops.aten
+# They take memory, or say something of it, but no kernel runs.
+NO_KERNEL = {
+    aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
+    aten._local_scalar_dense, aten.is_same_size, aten.lift_fresh, aten.set_, aten.resize_,
+}  # fmt: skip
+# They read of their first argument only what they give.
+PICKS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten.slice_backward, aten.select_backward}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One operation: `flops` in the dtype of its factors, and `moved`, bytes read and written."""
+
+    flops: int
+    dtype: str
+    moved: int
+
+
+class Tape:
+    """The costs of a step, each with how often it occurs; given to a ledger as `observe`."""
+
+    def __init__(self) -> None:
+        self.costs: Counter[Cost] = Counter()
+
+    def __call__(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Add one operation; views and allocations cost nothing."""
+        packet = func._overloadpacket
+        if packet in NO_KERNEL or func.namespace == "prim" or func.is_view or packet is aten._unsafe_view:
+            return
+        inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        outputs = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
+        if (not inputs and not outputs) or _is_alias(func, inputs, outputs):
+            return
+        self.costs[_cost(func, packet, args, kwargs, inputs, outputs, out)] += 1
+
+
+def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any, out: Any) -> Cost:
+    formula = FORMULAS.get(packet) or flop_registry.get(packet)
+    flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
+    floats = [one.dtype for one in inputs if one.is_floating_point()]
+    dtype = str(floats[0] if floats else torch.float32).removeprefix("torch.")
+    return Cost(flops, dtype, _moved(func, packet, inputs, outputs))
+
+
+def _moved(func: Any, packet: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
+    """Bytes that the kernel reads and writes."""
+    written = sum(map(_bytes, outputs))
+    changed = [inputs[0]] if inputs and func._schema.is_mutable and not outputs else []
+    if packet in PICKS:
+        return 2 * written
+    if packet is torch.ops.bitsandbytes.gemm_4bit:  # the weight is unpacked, written and read again
+        rows, columns = written // inputs[0].itemsize, inputs[0].shape[-1]
+        weight = rows // (inputs[0].numel() // columns) * columns * inputs[0].itemsize
+        return sum(map(_bytes, inputs)) + written + 2 * weight
+    if packet is aten.embedding_dense_backward:
+        return written + _bytes(inputs[0])
+    return sum(map(_bytes, inputs)) + written + sum(map(_bytes, changed))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Of an expanded tensor, what is there to read."""
+    return prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step) * tensor.itemsize
+
+
+def _is_alias(func: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> bool:
+    """An operation that gives what it got: `contiguous` or `to` with nothing to do."""
+    if func._schema.is_mutable or len(outputs) != 1:
+        return False
+    return any(outputs[0] is one for one in inputs) and func is not aten.add.Tensor
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None) -> int:
+    """Two products of every token with those before it: half of the matrix."""
+    batch, heads, tokens, size = query.shape
+    return batch * heads * tokens * key.shape[2] * (size + value.shape[-1])
+
+
+def _attention_backward_flops(*args: Any, out_val: Any = None) -> int:
+    """Five products where forward had two: the scores again, and the gradients of scores, query, key and value."""
+    return _attention_flops(*args[:3]) * 5 // 2
+
+
+def _on_packed(a: Any, packed: Any, shape: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """bitsandbytes' product with a 4-bit weight of `shape`."""
+    return 2 * a.numel() * shape[0]
+
+
+def _on_rows(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return 2 * a.numel() * b.shape[0]
+
+
+def _product(accumulator: Any, a: Any, b: Any, out_val: Any = None) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _grouped(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Each row with one group's matrix; or, in backward, rows by rows."""
+    return 2 * a.numel() * b.shape[-1]
+
+
+FORMULAS: dict[Any, Any] = {
+    attention_of._opoverload._overloadpacket: _attention_flops,
+    gradients_of_attention._opoverload._overloadpacket: _attention_backward_flops,
+    add_product._opoverload._overloadpacket: _product,
+    torch.ops.bitsandbytes.gemm_4bit: _on_packed,
+    torch.ops.bitsandbytes.int8_scaled_mm: _on_rows,
+    aten._grouped_mm: _grouped,
+}

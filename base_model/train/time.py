@@ -1,0 +1,115 @@
+"""How long a training step takes on a card: the step that plans the memory, each operation by its cost.
+
+An operation takes as long as the larger of its FLOPs over what the card computes and its bytes over what it moves, and
+a kernel's own start. The CPU that launches the operations runs ahead of the card; where it cannot, it sets the pace.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from base_model import ModelError
+from base_model.train import loop
+from base_model.train.arguments import Run, planned_run
+from base_model.train.gpus import CPU, card
+from base_model.train.trainer import measure
+
+if TYPE_CHECKING:
+    from base_model.train.operations import Cost
+
+COLUMNS = ("gpu", "step_s", "low_s", "high_s", "tokens_per_s", "compute_s", "memory_s", "launch_s")
+TRAINERS = ("trl", "plain")
+
+# What is fitted: one share of the sheet's FLOPs and one of its bandwidth per kind of card, and two times per operation.
+# FLOPs: the best large products that https://github.com/mag-/gpu_benchmark and
+# https://github.com/stas00/ml-engineering (compute/accelerator) measured.
+SUSTAINED: Mapping[str, tuple[float, float]] = {
+    "T4": (0.40, 0.80), "V100": (0.76, 0.85), "P100": (0.76, 0.80), "A100": (0.80, 0.85), "A10": (0.90, 0.85),
+    "A6000": (0.85, 0.85), "A5000": (0.85, 0.85), "A40": (0.85, 0.85), "RTX 30": (1.00, 0.90), "L40S": (0.70, 0.85),
+    "L40": (0.85, 0.85), "L4": (0.70, 0.85), "RTX 6000 Ada": (0.76, 0.85), "RTX 40": (1.00, 0.90), "RTX 50": (1.15, 0.90),
+    "H100": (0.75, 0.85), "H200": (0.75, 0.85), "B200": (0.75, 0.85), "MI300X": (0.50, 0.75), CPU: (1.0, 1.0),
+}  # fmt: skip
+OTHERS = (0.75, 0.80)
+KERNEL_S = 2e-6  # a kernel's own start and end on the card
+LAUNCH_S = 10e-6  # Python and autograd, per operation, on the CPU beside the card
+WIDTH = 0.20  # how far published steps lie from the planned ones: nine of ten within
+
+
+def plan_time(
+    config: Any,
+    args: Any = None,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    tokens: int | None = None,
+    gpu: str = "NVIDIA L40S",
+    trainer: str = "trl",
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """One row, in `COLUMNS`."""
+    costs, per_step, half = step_costs(
+        config, args, peft_config, quantization_config, tokens, trainer, model_init_kwargs
+    )
+    return time_on(costs, per_step, card(gpu), half)
+
+
+def step_costs(
+    config: Any, args: Any, peft_config: Any, quantization_config: Any, tokens: int | None, trainer: str, load: Any
+) -> tuple[Counter["Cost"], int, bool]:
+    """The costs of one optimizer step, its tokens, and whether its 16-bit products are in float16."""
+    from base_model.train.operations import Tape
+
+    if trainer not in TRAINERS:
+        raise ModelError(f'`trainer` is "trl" (the one that `args` is for) or "plain", not {trainer!r}.')
+    tape = Tape()
+    with tempfile.TemporaryDirectory() as folder:
+        run = planned_run(args, tokens, load, folder)
+        if trainer == "plain":
+            _measure_plain(config, run, peft_config, quantization_config, tape)
+        else:
+            measure(config, run, peft_config, quantization_config, tape)
+    micro = 1 if trainer == "plain" else run.args.gradient_accumulation_steps
+    return tape.costs, run.batch * run.tokens * micro, run.half
+
+
+def _measure_plain(config: Any, run: Run, peft_config: Any, quantization_config: Any, tape: Any) -> None:
+    """The plain loop with the batch and the checkpointing of the arguments."""
+    dtype = run.load.get("dtype")
+    named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    checkpointing, packed = run.args.gradient_checkpointing, quantization_config is not None
+    loop.measure(config, peft_config, run.tokens, run.batch, checkpointing, packed, named, tape)
+
+
+def time_on(costs: Counter["Cost"], tokens: int, on: pd.Series, half: bool = False) -> pd.DataFrame:
+    """The row of a step of these costs on a card (a row of `gpus`)."""
+    flops, bandwidth = _sustained(on)
+    compute = memory = 0.0
+    for cost, count in costs.items():
+        computing = cost.flops / (_peak(on, cost.dtype, half) * flops)
+        moving = cost.moved / (float(on["bandwidth"]) * bandwidth)
+        if computing > moving:
+            compute += count * computing
+        else:
+            memory += count * moving
+    operations = sum(costs.values())
+    step = max(compute + memory + operations * KERNEL_S, operations * LAUNCH_S)
+    low, high = step * (1 - WIDTH), step * (1 + WIDTH)
+    row = [on["gpu"], step, low, high, tokens / step, compute, memory, step - compute - memory]
+    return pd.DataFrame([row], columns=list(COLUMNS))
+
+
+def _sustained(on: pd.Series) -> tuple[float, float]:
+    """The shares of a card's sheet: those of its kind, the longest name that fits."""
+    names = [name for name in SUSTAINED if name in on["gpu"]]
+    return SUSTAINED[max(names, key=len)] if names else OTHERS
+
+
+def _peak(on: pd.Series, dtype: str, half: bool) -> float:
+    """FLOPs per second on the sheet for factors of this dtype; a card without bfloat16 computes it in float32."""
+    if dtype == "int8":
+        return 2 * float(on["fp16_flops"])
+    kind = "fp16" if dtype == "float16" or (dtype == "bfloat16" and half) else "bf16" if dtype == "bfloat16" else "fp32"
+    rate = on[f"{kind}_flops"]
+    return float(on["fp32_flops"] if pd.isna(rate) else rate)
