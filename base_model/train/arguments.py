@@ -32,6 +32,7 @@ class Run:
     half: bool  # float16 autocast was asked for: planned as bfloat16, which takes the same bytes
     tokens: int
     load: dict[str, Any]  # what from_pretrained would be given
+    prepared: bool  # whether the script calls PEFT's `prepare_model_for_kbit_training`
 
     @property
     def batch(self) -> int:
@@ -39,7 +40,9 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str) -> Run:
+def planned_run(
+    args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, prepared: bool = False
+) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
@@ -60,7 +63,7 @@ def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, fold
     require_whole("tokens", length, least=2)  # the first is not predicted
     load = dict(getattr(made, "model_init_kwargs", None) or {}) | dict(load or {})
     _require_packable(made, trl, load)
-    return Run(made, trl, cuda, half, int(length), load)
+    return Run(made, trl, cuda, half, int(length), load, prepared)
 
 
 def _given(args: Any) -> tuple[type, dict[str, Any]]:

@@ -95,6 +95,7 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
 ) -> pd.DataFrame:
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
@@ -102,12 +103,13 @@ def plan_trainer(
     arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
     card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
     what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
-    says more. TRL itself, given a name and no `dtype`, loads float32.
+    says more. TRL itself, given a name and no `dtype`, loads float32. `prepared` says that your script calls PEFT's
+    `prepare_model_for_kbit_training` first, which TRL does not: norms, embedding and head become float32.
 
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.
     """
     return trainer.plan_trainer(
-        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared
     )

@@ -38,10 +38,11 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
     with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder)
+        run = planned_run(args, tokens, model_init_kwargs, folder, prepared)
         ledger, embedding = measure(config, run, peft_config, quantization_config)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 
@@ -61,14 +62,19 @@ def measure(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
+    from base_model.train import gptq
     from base_model.train.device import planned_device
 
     _require_positions(config, run)
+    quantization_config = quantization_config or run.load.get("quantization_config")
+    if quantization_config is not None and peft_config is None:
+        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
     with _quiet():
         model = _loaded(config, run, quantization_config)
         base = set(map(id, stored_tensors(model)))
         if peft_config is not None:
-            model = attach(model, peft_config)
+            packed = getattr(model, "quantization_method", None) == "gptq"
+            model = attach(model, gptq.adapt(peft_config) if packed else peft_config)
         ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
         with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
             _give_fake_tensors(model, ledger, base)
@@ -106,11 +112,23 @@ def _loaded(config: Any, run: Run, quantization_config: Any) -> Any:
     """The model on the meta device, as `from_pretrained` would give it."""
     from base_model.train.loading import quantized, with_attention
 
-    dtype = run.load.get("dtype", run.load.get("torch_dtype"))
-    named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
-    model = with_attention(skeleton_of(config, named), run.load.get("attn_implementation"))
-    quantization_config = quantization_config or run.load.get("quantization_config")
-    return quantized(model, quantization_config) if quantization_config is not None else model
+    model = with_attention(skeleton_of(config, _dtype(config, run)), run.load.get("attn_implementation"))
+    if quantization_config is not None:
+        model = quantized(model, quantization_config)
+    if run.prepared:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
+    return model
+
+
+def _dtype(config: Any, run: Run) -> str | None:
+    """Of the weights; None as the config says. float16 and bfloat16 change places as they do in autocast."""
+    given = run.load.get("dtype", run.load.get("torch_dtype"))
+    stored = config.dtype if given in (None, "auto") else given
+    named = str(stored).removeprefix("torch.") if stored is not None else "float32"
+    swapped = {"float16": "bfloat16", "bfloat16": "float16"}
+    return swapped.get(named, named) if run.half else None if given in (None, "auto") else named
 
 
 def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
@@ -136,12 +154,23 @@ def _train(model: Any, run: Run, ledger: "Ledger") -> None:
         parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
     try:
         trainer = _trainer(model, run, ledger)
+        if run.half:
+            _require_scalable(trained)
         with ledger:
             trainer.train()
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+
+
+def _require_scalable(trained: list[Any]) -> None:
+    """fp16 scales the loss, and torch's GradScaler takes gradients of float32 only."""
+    if any(parameter.element_size() < 4 for parameter in trained):
+        raise ModelError(
+            "fp16 scales the loss, and torch's GradScaler refuses gradients in half precision, which these trained "
+            'weights have: take bf16, or load them in float32 (model_init_kwargs={"dtype": "float32"}).'
+        )
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
