@@ -22,6 +22,15 @@ UNPLANNED = {
 }  # fmt: skip
 
 
+# transformers names others, too, which need libraries or devices that are not planned.
+OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_bnb_8bit", "adamw_8bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run to plan: the trainer's own arguments, and what they say of the device and the batch."""
@@ -40,9 +49,7 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(
-    args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, prepared: bool = False
-) -> Run:
+def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, prepared: bool = False) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
@@ -57,7 +64,13 @@ def planned_run(
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
     if half:
         ready |= {"fp16": False, "bf16": True}
+    if "assistant_only_loss" in ready:  # it looks for roles in the texts; all tokens are planned as trained
+        ready["assistant_only_loss"] = False
     made = _make(kind, ready)
+    require_whole("per_device_train_batch_size", made.per_device_train_batch_size)
+    require_whole("gradient_accumulation_steps", made.gradient_accumulation_steps)
+    if made.optim not in OPTIMIZERS:
+        raise ModelError(f"optim={str(made.optim.value)!r} is not planned. Planned are {', '.join(OPTIMIZERS)}.")
     trl = hasattr(made, "packing")
     length = tokens if tokens is not None else getattr(made, "max_length", None) or DEFAULT_TOKENS
     require_whole("tokens", length, least=2)  # the first is not predicted

@@ -13,6 +13,8 @@ def with_attention(model: Any, wanted: str | None) -> Any:
     """The model with the attention that was asked for; a kernel that is not installed is stood in for."""
     if wanted is None:
         return model
+    if wanted == "flex_attention":
+        raise ModelError("flex_attention is compiled for the card, which is not planned: take sdpa.")
     if "flash" in wanted:
         _register_flash()
         wanted = FLASH
@@ -55,17 +57,16 @@ def quantized(model: Any, settings: Any) -> Any:
         raise ModelError(
             f"A quantisation is planned from a BitsAndBytesConfig or a GPTQConfig, not from {type(settings).__name__}."
         )
-    _warn_of_experts(model)
     return quantize_by(model, settings)
 
 
-def _warn_of_experts(model: Any) -> None:
+def warn_of_experts(model: Any) -> None:
     """bitsandbytes packs linear layers; transformers 5 keeps all experts of a layer in one parameter, which is none."""
     left = sum(one.nbytes for name, one in model.named_parameters() if one.ndim == 3 and "expert" in name)
     if left:
         warnings.warn(
-            f"The experts, {format_bytes(left)}, are not packed: bitsandbytes packs linear layers only, and transformers "
-            "5 keeps the experts of a layer in one parameter. Before it, each was a linear layer, and was packed.",
+            f"The experts, {format_bytes(left)}, stay unpacked: bitsandbytes packs linear layers, and transformers 5 "
+            "keeps all experts of a layer in one parameter. Before it, each was a linear layer, and was packed.",
             ModelWarning,
             stacklevel=2,
         )

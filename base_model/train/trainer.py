@@ -64,6 +64,7 @@ def measure(
     from base_model.plan.ledger import ALLOCATION, Ledger
     from base_model.train import gptq
     from base_model.train.device import planned_device
+    from base_model.train.loading import warn_of_experts
 
     _require_positions(config, run)
     quantization_config = quantization_config or run.load.get("quantization_config")
@@ -80,6 +81,8 @@ def measure(
             _give_fake_tensors(model, ledger, base)
             embedding = embedding_bytes(model)
             _train(model, run, ledger)
+    if quantization_config is not None:
+        warn_of_experts(model)
     return ledger, embedding
 
 
@@ -155,22 +158,24 @@ def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     try:
         trainer = _trainer(model, run, ledger)
         if run.half:
-            _require_scalable(trained)
+            _require_scalable(trained, quantized=getattr(model, "is_loaded_in_4bit", None) is not None)
         with ledger:
             trainer.train()
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+        raise ModelError(f"This step cannot be planned: {brief(error).rstrip('.')}.") from error
 
 
-def _require_scalable(trained: list[Any]) -> None:
+def _require_scalable(trained: list[Any], quantized: bool) -> None:
     """fp16 scales the loss, and torch's GradScaler takes gradients of float32 only."""
-    if any(parameter.element_size() < 4 for parameter in trained):
-        raise ModelError(
-            "fp16 scales the loss, and torch's GradScaler refuses gradients in half precision, which these trained "
-            'weights have: take bf16, or load them in float32 (model_init_kwargs={"dtype": "float32"}).'
-        )
+    if all(parameter.element_size() >= 4 for parameter in trained):
+        return
+    why = "TRL keeps the adapters of a quantised base in bfloat16" if quantized else "these weights are trained in it"
+    other = "" if quantized else ', or load them in float32 (model_init_kwargs={"dtype": "float32"})'
+    raise ModelError(
+        f"fp16 scales the loss, torch's GradScaler refuses gradients in half precision, and {why}: take bf16{other}."
+    )
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
