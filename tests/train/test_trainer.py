@@ -92,3 +92,44 @@ def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
     planned, real = both(folder, arguments, lora, 256)
     assert planned == pytest.approx(real, rel=1e-3)
     assert planned > 300 * MIB
+
+
+def tracked(folder, arguments, adapter=None):
+    """The peak of the planned step by our ledger, and by torch's own tracker, which sees each operation first."""
+    from unittest import mock
+
+    import torch
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    from base_model.plan import ledger as room
+
+    tracker = MemTracker()
+    tracker._mod_tracker = mock.MagicMock(
+        is_bw=False
+    )  # by module is not asked, and its hooks want gradients everywhere
+
+    class Both(room.Ledger):
+        def start(self):
+            super().start()
+            now = tracker.get_tracker_snapshot()
+            tracker._peak_mem = {device: kinds["Total"] for device, kinds in now.items()}
+
+        def __enter__(self):
+            super().__enter__()
+            tracker.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            tracker.__exit__(*error)
+            super().__exit__(*error)
+
+    with mock.patch.object(room, "Ledger", Both):
+        ledger = planned_ledger(folder, arguments, adapter)
+    return ledger.peak, tracker._peak_mem[torch.device("cpu")]
+
+
+@pytest.mark.parametrize("adapter", [lora, nothing], ids=["lora", "full"])
+@pytest.mark.parametrize("arguments", [{}, {"optim": "adafactor"}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_torch_s_own_tracker_counts_the_same_bytes(adapter, arguments, toy):
+    ours, torchs = tracked(toy, FOUR | {"gradient_checkpointing": False} | arguments, adapter())
+    assert ours == torchs
