@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, storable, visible
-from base_model.architecture.checks import run_checks
+from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied
 from base_model.hub import download, remote
@@ -20,6 +20,7 @@ from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.show.report import save_report
+from base_model.show.saving import in_home
 from base_model.text.tokens import describe_tokenizer
 
 
@@ -69,7 +70,9 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     found = locate(model)
     with without_collector():
         headers = model_headers(found.folder, found.headers)
-        return tensor_table(headers, read_config(found.folder), is_tied)
+        table = tensor_table(headers, read_config(found.folder), is_tied)
+    warn_of_packed(found.folder, table)
+    return table
 
 
 def check_model(model: str | Path) -> pd.DataFrame:
@@ -121,4 +124,4 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
-    return save_report(Path(folder).expanduser(), about, tables, tensors)
+    return save_report(in_home(folder), about, tables, tensors)

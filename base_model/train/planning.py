@@ -10,7 +10,8 @@ from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.hub.locate import folder_of
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
-from base_model.train import loop, trainer
+from base_model.train import loop, time, trainer
+from base_model.train import recommend as search
 
 
 def _config(model: str | Path) -> Any:
@@ -113,3 +114,59 @@ def plan_trainer(
     return trainer.plan_trainer(
         _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared
     )
+
+
+def plan_time(
+    model: str | Path,
+    args: Any = None,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    tokens: int | None = None,
+    gpu: str = "NVIDIA L40S",
+    trainer: str = "trl",
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """How long one step of that run takes on a card of `gpus` ("cpu" measures this machine's), before it is rented.
+
+    The first arguments are those of `plan_trainer`; `trainer="plain"` is the loop of `plan_training`, with the batch
+    and the checkpointing of `args`. One row: `gpu`; `step_s` (of the optimizer, all micro-batches); `low_s`, `high_s`:
+    nine of ten published steps lie between; `tokens_per_s`; and what the step is made of: `compute_s`, `memory_s`,
+    `launch_s`. Raises ModelError, also for a card that is not known.
+    """
+    return time.plan_time(
+        _config(model), args, peft_config, quantization_config, tokens, gpu, trainer, model_init_kwargs
+    )
+
+
+def recommend(
+    model: str | Path,
+    gpu: str | None = None,
+    memory: str | int | None = None,
+    data: Any = None,
+    tokens: int = 1024,
+    devices: int = 1,
+) -> pd.DataFrame:
+    """What can be done with a model on a card, with your data, by which method; best first.
+
+    `gpu` is a card of `gpus`, this machine without one; `memory` ("24GiB") a card that is not listed. `data` is what
+    `text_lengths` takes, cut at `tokens`; without it every text has `tokens`. `devices` share the model by FSDP2.
+
+    One row per method, with and without checkpointing: `method`, `checkpointing`, `batch` (the largest that fits),
+    `tokens` (of the longest text), `peak_bytes`, `share` (of what the place has, with what an allocator reserves),
+    `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
+    (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
+    `devices`.
+    What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others;
+    then the faster. An interrupted search keeps what it has found. Raises ModelError.
+    """
+    from base_model.text.lengths import batch_tokens, text_lengths
+
+    place, config = search.place_of(gpu, memory), _config(model)
+    if data is None:
+        return search.recommend(config, place, tokens, devices)
+    lengths = text_lengths(model, data, max_length=tokens)
+
+    def epoch(batch: int) -> float:
+        return batch_tokens(lengths, batch).mean * len(lengths)
+
+    return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch)
