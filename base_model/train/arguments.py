@@ -49,12 +49,21 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, prepared: bool = False) -> Run:
+def planned_run(
+    args: Any,
+    tokens: int | None,
+    load: dict[str, Any] | None,
+    folder: str,
+    prepared: bool = False,
+    trainer: str = "trl",
+) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
+
+    Arguments in a dict are those of `trainer`: "trl" or "hf".
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
     """
-    kind, given = _given(args)
+    kind, given = _given(args, trainer)
     wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
     if wanted:
         raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
@@ -79,24 +88,32 @@ def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, fold
     return Run(made, trl, cuda, half, int(length), load, prepared)
 
 
-def _given(args: Any) -> tuple[type, dict[str, Any]]:
+def _given(args: Any, trainer: str) -> tuple[type, dict[str, Any]]:
     """The class of the arguments, and those that were set, by name."""
     from transformers import TrainingArguments
     from trl import SFTConfig
 
+    kinds: dict[str, Any] = {"trl": SFTConfig, "hf": TrainingArguments}
+    if trainer not in kinds:
+        raise ModelError(f'The trainer is "trl" (SFTTrainer) or "hf" (Trainer), not {trainer!r}.')
     if args is None or isinstance(args, dict):
-        names = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
-        for name in args or {}:
-            if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1)
-                raise ModelError(f"SFTConfig has no argument {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
-        return SFTConfig, dict(args or {})
+        _require_names(kinds[trainer], args or {})
+        return kinds[trainer], dict(args or {})
     if isinstance(args, TrainingArguments):
         fields = [field.name for field in dataclasses.fields(args) if field.init]
         return type(args), {name: getattr(args, name) for name in fields if hasattr(args, name)}
     raise ModelError(
-        f"`args` is an SFTConfig, TrainingArguments or a dict of SFTConfig's arguments, not {type(args).__name__}."
+        f"`args` is an SFTConfig, TrainingArguments or a dict of their arguments, not {type(args).__name__}."
     )
+
+
+def _require_names(kind: Any, arguments: dict[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    for name in arguments:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ModelError(f"{kind.__name__} has no argument {name!r}.{meant}")
 
 
 def _make(kind: type, arguments: dict[str, Any]) -> Any:

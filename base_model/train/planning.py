@@ -10,8 +10,9 @@ from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.hub.locate import folder_of
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
-from base_model.train import loop, time, trainer
+from base_model.train import loop, time
 from base_model.train import recommend as search
+from base_model.train import trainer as trainers
 
 
 def _config(model: str | Path) -> Any:
@@ -97,11 +98,12 @@ def plan_trainer(
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
     prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
+    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The plan is of a CUDA
     card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
     what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
     says more. TRL itself, given a name and no `dtype`, loads float32. `prepared` says that your script calls PEFT's
@@ -111,8 +113,8 @@ def plan_trainer(
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.
     """
-    return trainer.plan_trainer(
-        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared
+    return trainers.plan_trainer(
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared, trainer
     )
 
 

@@ -39,10 +39,11 @@ def plan_trainer(
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
     prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
     with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder, prepared)
+        run = planned_run(args, tokens, model_init_kwargs, folder, prepared, trainer)
         ledger, embedding = measure(config, run, peft_config, quantization_config)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-import model_tools as mt
+from base_model import ModelError, ModelWarning
 from tests.train.real_run import added_by_a_step
 
 MIB = 2**20
@@ -62,7 +62,6 @@ EAGER = {"model_init_kwargs": {"attn_implementation": "eager"}}
 REENTRANT = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
 RUNS = [
     *((adapter, {"gradient_checkpointing": kept}, "trl") for adapter in (lora, ia3, nothing) for kept in (True, False)),
-    (lora, {"gradient_accumulation_steps": 2}, "trl"),
     (nothing, {"gradient_accumulation_steps": 2}, "trl"),
     (nothing, {"optim": "adamw_torch"}, "trl"),
     (nothing, {"optim": "adafactor"}, "trl"),
@@ -70,7 +69,6 @@ RUNS = [
     (lora, {"bf16": False}, "trl"),
     (lora, EAGER, "trl"),
     (nothing, REENTRANT, "trl"),
-    (nothing, {"loss_type": "nll"}, "trl"),
     (lora, {"gradient_checkpointing": False}, "hf"),
     (nothing, {"gradient_checkpointing": True, "bf16": True, "label_smoothing_factor": 0.1}, "hf"),
 ]
@@ -133,3 +131,138 @@ def tracked(folder, arguments, adapter=None):
 def test_torch_s_own_tracker_counts_the_same_bytes(adapter, arguments, toy):
     ours, torchs = tracked(toy, FOUR | {"gradient_checkpointing": False} | arguments, adapter())
     assert ours == torchs
+
+
+def plan(folder_or_config, args=None, adapter=None, quantization=None, **more):
+    """The plan's row, of texts of 64 tokens."""
+    from base_model.architecture.config import read_architecture
+    from base_model.train.trainer import plan_trainer
+
+    config = folder_or_config if hasattr(folder_or_config, "model_type") else read_architecture(folder_or_config)
+    return plan_trainer(config, args, adapter, quantization, 64, **more).iloc[0]
+
+
+def nf4(**more):
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **more)
+
+
+def gptq(**more):
+    from transformers import GPTQConfig
+
+    return GPTQConfig(**{"bits": 4, "group_size": 32} | more)
+
+
+FLASH = {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}
+HALF = {"model_init_kwargs": {"dtype": "float16"}}
+REFUSED = [
+    ({"bf16": True, "fp16": True}, nothing, None, "contradict each other"),
+    ({"fp16": True} | HALF, nothing, None, "GradScaler refuses gradients in half precision"),
+    ({"fp16": True}, lora, nf4, "TRL keeps the adapters of a quantised base in bfloat16"),
+    ({}, nothing, nf4, "cannot be trained themselves"),
+    ({"optim": "galore_adamw"}, nothing, None, "'galore_adamw' is not planned. Planned are adamw_torch, "),
+    ({"optim": "adamx"}, nothing, None, "adamx is not a valid OptimizerNames"),
+    ({"packing": True}, nothing, None, "needs flash attention"),
+    ({"activation_offloading": True}, nothing, None, "leave out activation_offloading"),
+    ({"use_liger_kernel": True}, nothing, None, "Liger"),
+    ({"learning_rat": 1}, nothing, None, "Did you mean learning_rate"),
+    ({"per_device_train_batch_size": 0}, nothing, None, "per_device_train_batch_size is a whole number from 1"),
+    ({"model_init_kwargs": {"attn_implementation": "flex_attention"}}, nothing, None, "take sdpa"),
+    ({}, lambda: lora(use_dora=True, target_modules=["q_proj"]), gptq, "GPTQLoraLinear does not support DoRA"),
+    ({}, ia3, gptq, "IA3Config is not planned on it"),
+    ({}, lora, lambda: gptq(bits=3), "2, 4 or 8"),
+    ({}, lambda: lora(target_modules=["nothing"]), None, "nothing"),
+    ({}, lambda: lora(inference_mode=True), None, "Nothing is trained"),
+]
+
+
+@pytest.mark.parametrize(("args", "adapter", "quantization", "words"), REFUSED, ids=lambda one: str(one)[:40])
+def test_what_cannot_be_planned_is_said(args, adapter, quantization, words, toy):
+    with pytest.raises(ModelError, match=words):
+        plan(toy, args, adapter(), quantization and quantization())
+
+
+def test_a_text_longer_than_the_model_is_refused(toy):
+    from base_model.architecture.config import read_architecture
+    from base_model.train.trainer import plan_trainer
+
+    with pytest.raises(ModelError, match="512 positions, a text of 600 tokens"):
+        plan_trainer(read_architecture(toy), tokens=600)
+
+
+def test_optimizers_are_those_that_transformers_names():
+    from transformers.training_args import OptimizerNames
+
+    from base_model.train.arguments import OPTIMIZERS
+
+    assert set(OPTIMIZERS) < {one.value for one in OptimizerNames}
+
+
+def test_paged_states_lie_beside_the_card():
+    """Those of at least 100,000 weights do: here the embedding's two, in float32."""
+    from tests.plan.test_inference import config_of
+
+    config = config_of("llama", vocab_size=4096, tie_word_embeddings=True)
+    paged, plain = (plan(config, {"optim": f"{name}adamw_8bit"}) for name in ("paged_", ""))
+    assert plain["host_bytes"] == 0
+    assert paged["host_bytes"] == 2 * 4 * 4096 * 64
+    assert paged["optimizer_bytes"] == plain["optimizer_bytes"] - paged["host_bytes"]
+
+
+def test_gptq_is_counted_as_it_is_stored(toy):
+    """Half a byte per weight; a zero of half a byte and a scale of two per 32 inputs; four bytes per input's group."""
+    row = plan(toy, {"use_cpu": True}, lora(target_modules=["q_proj"]), gptq())
+    sizes = 2 * [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    packed = sum(n * m // 2 + n // 32 * m * 5 // 2 + 4 * n for n, m in sizes)
+    rest = 4 * (260 * 32 + 5 * 32 + 4 + 4)  # embedding, norms, two buffers of rotary frequencies
+    assert row["weights_bytes"] == packed + rest
+
+
+def test_a_prepared_base_trains_in_float32(toy_bf16):
+    """bitsandbytes returns what it is given: after norms in float32, the residual stream is float32."""
+    plain, prepared = (plan(toy_bf16, None, lora(), nf4(), prepared=one) for one in (False, True))
+    assert prepared["embedding_bytes"] == 2 * plain["embedding_bytes"] == 4 * 260 * 32
+    assert prepared["activations_bytes"] > 1.2 * plain["activations_bytes"]
+
+
+@pytest.fixture(scope="module")
+def toy_bf16(tmp_path_factory):
+    from tests.folders import write_toy
+
+    return write_toy(tmp_path_factory.mktemp("half") / "toy", dtype="bfloat16")
+
+
+def test_dora_unpacks_a_quantised_weight(toy_bf16):
+    """Its norm needs the weight itself, in float32 as its factors are."""
+    plain, dora = (plan(toy_bf16, None, lora(use_dora=one), nf4()) for one in (False, True))
+    assert dora["adapter_bytes"] > plain["adapter_bytes"]
+    assert dora["activations_bytes"] > plain["activations_bytes"]
+
+
+def test_float16_takes_what_bfloat16_takes(toy):
+    half, brain = (
+        plan(toy, {name: True, "model_init_kwargs": {"dtype": dtype}}, lora())
+        for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16"))
+    )
+    assert half["peak_bytes"] == brain["peak_bytes"]
+
+
+def test_experts_that_stay_unpacked_are_told():
+    from tests.plan.test_inference import config_of
+
+    with pytest.warns(ModelWarning, match="768.00 KiB, stay unpacked"):
+        plan(config_of("mixtral"), None, lora(target_modules=["q_proj"]), nf4())
+
+
+def test_arguments_in_a_dict_may_be_those_of_hf_s_trainer(toy):
+    """Whole logits, three copies of them in float32; and no card is asked for."""
+    from base_model.train import planning
+
+    args = {"bf16": True, "per_device_train_batch_size": 4}
+    by_name = planning.plan_trainer(toy, args, tokens=64, trainer="hf")
+    assert by_name["logits_bytes"][0] >= 3 * 4 * 64 * 260 * 4
+    with pytest.raises(ModelError, match="TrainingArguments has no argument 'packing'"):
+        plan(toy, {"packing": True}, trainer="hf")
+    with pytest.raises(ModelError, match="not 'hff'"):
+        plan(toy, trainer="hff")
