@@ -103,10 +103,11 @@ def plan_trainer(
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The plan is of a CUDA
-    card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
-    what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
-    says more. TRL itself, given a name and no `dtype`, loads float32. `prepared` says that your script calls PEFT's
+    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
+    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
+    they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
+    is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
     `prepare_model_for_kbit_training` first, which TRL does not: norms, embedding and head become float32.
 
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
