@@ -23,6 +23,15 @@ UNPLANNED = {
 }  # fmt: skip
 
 
+# transformers names others, too, which need libraries or devices that are not planned.
+OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_bnb_8bit", "adamw_8bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run to plan: the trainer's own arguments, and what they say of the device and the batch."""
@@ -34,6 +43,7 @@ class Run:
     tokens: int
     devices: int  # more than one: FSDP2 shards over them
     load: dict[str, Any]  # what from_pretrained would be given
+    prepared: bool  # whether the script calls PEFT's `prepare_model_for_kbit_training`
 
     @property
     def batch(self) -> int:
@@ -41,12 +51,22 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, devices: int = 1) -> Run:
+def planned_run(
+    args: Any,
+    tokens: int | None,
+    load: dict[str, Any] | None,
+    folder: str,
+    devices: int = 1,
+    prepared: bool = False,
+    trainer: str = "trl",
+) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
+
+    Arguments in a dict are those of `trainer`: "trl" or "hf".
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
     """
-    kind, given = _given(args)
+    kind, given = _given(args, trainer)
     wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
     if devices > 1:
         wanted.pop("fsdp", None)
@@ -60,14 +80,20 @@ def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, fold
         ready |= _sharded(given)
     if half:
         ready |= {"fp16": False, "bf16": True}
+    if "assistant_only_loss" in ready:  # it looks for roles in the texts; all tokens are planned as trained
+        ready["assistant_only_loss"] = False
     made = _make(kind, ready)
+    require_whole("per_device_train_batch_size", made.per_device_train_batch_size)
+    require_whole("gradient_accumulation_steps", made.gradient_accumulation_steps)
+    if made.optim not in OPTIMIZERS:
+        raise ModelError(f"optim={str(made.optim.value)!r} is not planned. Planned are {', '.join(OPTIMIZERS)}.")
     trl = hasattr(made, "packing")
     length = tokens if tokens is not None else getattr(made, "max_length", None) or DEFAULT_TOKENS
     require_whole("tokens", length, least=2)  # the first is not predicted
     load = dict(getattr(made, "model_init_kwargs", None) or {}) | dict(load or {})
     _require_packable(made, trl, load)
     _require_fsdp2(made)
-    return Run(made, trl, cuda, half, int(length), devices, load)
+    return Run(made, trl, cuda, half, int(length), devices, load, prepared)
 
 
 def _sharded(given: dict[str, Any]) -> dict[str, Any]:
@@ -83,24 +109,32 @@ def _require_fsdp2(args: Any) -> None:
         raise ModelError("Sharding is planned by FSDP2 on the cards: leave out version and cpu_offload of fsdp_config.")
 
 
-def _given(args: Any) -> tuple[type, dict[str, Any]]:
+def _given(args: Any, trainer: str) -> tuple[type, dict[str, Any]]:
     """The class of the arguments, and those that were set, by name."""
     from transformers import TrainingArguments
     from trl import SFTConfig
 
+    kinds: dict[str, Any] = {"trl": SFTConfig, "hf": TrainingArguments}
+    if trainer not in kinds:
+        raise ModelError(f'The trainer is "trl" (SFTTrainer) or "hf" (Trainer), not {trainer!r}.')
     if args is None or isinstance(args, dict):
-        names = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
-        for name in args or {}:
-            if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1)
-                raise ModelError(f"SFTConfig has no argument {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
-        return SFTConfig, dict(args or {})
+        _require_names(kinds[trainer], args or {})
+        return kinds[trainer], dict(args or {})
     if isinstance(args, TrainingArguments):
         fields = [field.name for field in dataclasses.fields(args) if field.init]
         return type(args), {name: getattr(args, name) for name in fields if hasattr(args, name)}
     raise ModelError(
-        f"`args` is an SFTConfig, TrainingArguments or a dict of SFTConfig's arguments, not {type(args).__name__}."
+        f"`args` is an SFTConfig, TrainingArguments or a dict of their arguments, not {type(args).__name__}."
     )
+
+
+def _require_names(kind: Any, arguments: dict[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    for name in arguments:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ModelError(f"{kind.__name__} has no argument {name!r}.{meant}")
 
 
 def _make(kind: type, arguments: dict[str, Any]) -> Any:

@@ -13,9 +13,10 @@ from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folde
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
 from base_model.train import ladder as ladder_room
-from base_model.train import loop, script, time, trainer, trial
+from base_model.train import loop, script, time, trial
 from base_model.train import recommend as search
 from base_model.train import settings as choices
+from base_model.train import trainer as trainers
 
 
 def _config(model: str | Path) -> Any:
@@ -109,14 +110,18 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
-    card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
-    what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
-    says more. TRL itself, given a name and no `dtype`, loads float32.
+    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
+    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
+    they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
+    is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
+    `prepare_model_for_kbit_training` first, which TRL does not: norms, embedding and head become float32.
 
     With `devices` above one the figures are those of one of these cards under FSDP2, as `fsdp=True` shards by default;
     gathered weights are `temporary_bytes` then.
@@ -125,8 +130,8 @@ def plan_trainer(
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.
     """
-    return trainer.plan_trainer(
-        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs
+    return trainers.plan_trainer(
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared, trainer
     )
 
 
