@@ -24,7 +24,8 @@ from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
 from base_model.show.page import last_run, run_notebook, write_page
 from base_model.show.words import in_units, readable
-from base_model.train.planning import compare_training, plan_adapters, plan_inference
+from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
+from base_model.train.recommend import RULE
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
@@ -88,19 +89,31 @@ def plan(
     model: Model,
     tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
     batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="The card to tune on, such as 'RTX 4090'.", show_default=False)
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Or its memory, such as 24GiB.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your texts: the longest, and an epoch.", show_default=False)
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Say what running and tuning a model will take.
 
-    Its config.json is enough: no weights are needed.
+    With --gpu, --memory or --data: the methods that fit, best first. A config.json is enough: no weights are needed.
     """
     with _aside():
-        tables = {
-            "machine": this_machine(),
-            "inference": plan_inference(model),
-            "adapters": plan_adapters(model),
-            "training": compare_training(model, tokens, batch),
-        }
+        if gpu or memory or data:
+            tables = {"answer": recommend(model, gpu, memory, data, tokens, devices)}
+            print(RULE)
+        else:
+            tables = {
+                "machine": this_machine(),
+                "inference": plan_inference(model),
+                "adapters": plan_adapters(model),
+                "training": compare_training(model, tokens, batch),
+            }
     _print(tables, as_json)
 
 

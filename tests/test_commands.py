@@ -55,6 +55,15 @@ def test_check_tells_by_its_exit_code(toy, tmp_path):
     assert run("check", odd).returncode == 1
 
 
+def test_plan_for_a_card_is_the_answer(toy):
+    done = run("plan", toy, "--memory", "1GiB", "--tokens", "32", "--json", seconds=400)
+    rows = json.loads(done.stdout)
+    assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
+    assert "What fits stands first" in done.stderr
+    refused = run("plan", toy, "--gpu", "RTX 4091")
+    assert refused.returncode == 1 and "4090" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_plan_needs_settings_alone(toy, tmp_path):
     (tmp_path / "config.json").write_bytes((toy / "config.json").read_bytes())
     tables = json.loads(run("plan", tmp_path, "--tokens", "64", "--json").stdout)

@@ -59,7 +59,7 @@ def measured(
     trainer: str = "trl",
     observe: Callable[..., None] | None = None,
 ) -> tuple["Ledger", int, Run]:
-    """The ledger of one step of a run as a user gives it, the bytes of the embedding, and the run. Raises ModelError."""
+    """The ledger of a step of a run as a user gives it, the bytes of the embedding, and the run. Raises ModelError."""
     from base_model.train.sharding import group_of
 
     require_whole("devices", devices)
