@@ -171,8 +171,10 @@ class Search:
 
     def proposed(self, batch: int) -> float:
         """The peak of the whole model along the line through two models of a few layers: a lower bound."""
-        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         depth = self.config.get_text_config().num_hidden_layers
+        if depth <= SHALLOW[-1]:
+            return self._peak(self.config, batch)
+        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         return few + (more - few) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
 
 
