@@ -20,6 +20,7 @@ from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.show.report import save_report
+from base_model.show.saving import in_home
 from base_model.text.tokens import describe_tokenizer
 
 
@@ -88,8 +89,9 @@ def check_model(model: str | Path) -> pd.DataFrame:
 def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
     """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
 
-    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
-    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    Columns: `parameters`, `active` (used by one token: fewer than all in a mixture of experts), `bytes`, `dtype`,
+    `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`, `heads`, `kv_heads`, `vocabulary`, `context`
+    (tokens), `tied`, and of each component its `..._share` of 0 to 1.
     """
     models = [models] if isinstance(models, str | Path) else list(models)
     return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
@@ -123,4 +125,4 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
-    return save_report(Path(folder).expanduser(), about, tables, tensors)
+    return save_report(in_home(folder), about, tables, tensors)

@@ -18,6 +18,7 @@ from base_model.architecture.config import (
     read_architecture,
     skeleton_of,
 )
+from base_model.architecture.experts import active_parameters, experts_of
 from base_model.read.counting import quantization_of
 from base_model.read.folder import Index, read_config, read_index, warn_of_oddities, weight_files
 from base_model.read.headers import Header, read_valid_header
@@ -116,8 +117,26 @@ def _against_skeleton(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
     rules = skeleton._keys_to_ignore_on_load_unexpected or ()
     beyond = table["layer"].fillna(-1) >= layers_of(config)
     left_out = beyond & table["tensor"].map(lambda name: any(re.search(rule, name) for rule in rules))
-    found = int(table.loc[~left_out, "parameters"].sum())
-    yield _compare("architecture: parameters", count_parameters(skeleton), found)
+    kept = table.loc[~left_out]
+    yield _compare("architecture: parameters", count_parameters(skeleton), int(kept["parameters"].sum()))
+    yield from _active(config, kept)
+
+
+def _active(config: Any, table: pd.DataFrame) -> Iterator[Check]:
+    """The parameters that one token uses: by the architecture, and by the names of the stored experts.
+
+    Nothing for a dense model, and where the names do not tell the experts from the rest.
+    """
+    try:
+        experts = experts_of(config)
+    except ModelError as error:
+        warnings.warn(f"Active parameters are not compared: {error}", ModelWarning, stacklevel=5)
+        return
+    stored = int(table.loc[table["tensor"].str.contains(r"\.experts\."), "parameters"].sum())
+    if experts is not None and stored:
+        idle = stored * (experts[0] - experts[1]) // experts[0]
+        found = int(table["parameters"].sum()) - idle
+        yield _compare("architecture: active parameters per token", active_parameters(config), found)
 
 
 def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
@@ -126,9 +145,9 @@ def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
     if not unpacked.any() or not isinstance(read_config(folder).get("model_type"), str):
         return
     try:
-        differing = [check for check in _against_skeleton(folder, table) if not check.match]
+        parameters = next(_against_skeleton(folder, table), None)
     except ModelError:  # an architecture that is not known here is no witness; `check_model` says so
         return
-    for check in differing:
-        words = f"The weights are packed: unpacked they are {check.found} parameters, the architecture has"
-        warnings.warn(f"{words} {check.expected}.", ModelWarning, stacklevel=3)
+    if parameters is not None and not parameters.match:
+        words = f"The weights are packed: unpacked they are {parameters.found} parameters, the architecture has"
+        warnings.warn(f"{words} {parameters.expected}.", ModelWarning, stacklevel=3)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, format_bytes, visible
+from base_model import ModelError, ModelWarning, brief, format_bytes, visible
 from base_model.read import limits
 from base_model.read.counting import stated_tie
 from base_model.read.folder import read_config
@@ -156,12 +157,10 @@ def class_names(config: Any) -> list[str]:
 def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
 
-    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...).
-    Raises ModelError.
+    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...). A model that
+    reads images, too, is built whole, as `AutoModelForImageTextToText` loads it; where that cannot be, its text model,
+    and a ModelWarning says so. Raises ModelError.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     if dtype not in (None, *FLOATS):
         raise ModelError(f"Weights are planned in {', '.join(FLOATS)}, not in {dtype!r}.")
     if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
@@ -172,16 +171,61 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         config = deepcopy(config)
         del config.quantization_config
     try:
-        with torch.device("meta"), _few_modules():
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
-            )
+        with _few_modules():
+            return _on_meta(config, dtype)
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(
-            f"config.json describes no causal language model that can be built: {brief(error)}."
-        ) from error
+        if (text := _text_within(config)) is None:
+            raise ModelError(
+                f"config.json describes no causal language model that can be built: {brief(error)}."
+            ) from error
+        reason = brief(error).partition(". ")[0].rstrip(".")
+    warnings.warn(
+        f"Only the text model of this {config.model_type} is planned, without what reads images or sound: {reason}.",
+        ModelWarning,
+        stacklevel=3,
+    )
+    return skeleton_of(text, dtype)
+
+
+def _on_meta(config: Any, dtype: str | None) -> Any:
+    """The model on the meta device, by the class of transformers that loads this checkpoint."""
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind, named, causal = type(config), class_names(config), MODEL_FOR_CAUSAL_LM_MAPPING
+    # Some are known to both, and the first would build the text model alone: config.json says what was saved.
+    text_only = kind in causal and getattr(causal[kind], "__name__", "") in named
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
+    auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False, **({"dtype": dtype} if dtype else {}))
+
+
+def _text_within(config: Any) -> Any | None:
+    """The config of the text model within a larger one, in the dtype of the whole; None where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = text_config_of(config)
+    if text is None or type(text) is type(config) or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    text = deepcopy(text)
+    text.dtype, text.architectures = text.dtype or config.dtype, None
+    return text
+
+
+def text_config_of(config: Any) -> Any | None:
+    """The config of the text model, the whole where there is but one; None where there are several."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return None
 
 
 @contextmanager
@@ -251,11 +295,23 @@ def _built_default(config_class: Any) -> bool:
 
 def layers_of(config: Any) -> int:
     """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
-    try:
-        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    except ValueError:
-        return 0
+    layers = getattr(text_config_of(config), "num_hidden_layers", 0)
     return layers if isinstance(layers, int) else 0
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest context that the architecture was made for, in tokens; None where it states none."""
+    positions = getattr(text_config_of(config), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def has_position_table(skeleton: Any, positions: int) -> bool:
+    """Whether each position has a learned row, so that no longer text can be read at all; some tables begin at 2."""
+    import torch
+
+    words = skeleton.get_input_embeddings()
+    tables = [one for one in skeleton.modules() if isinstance(one, torch.nn.Embedding) and one is not words]
+    return any(positions <= table.num_embeddings <= positions + 2 for table in tables)
 
 
 def count_parameters(model: Any) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,22 +78,33 @@ def names_in(folder: Path) -> list[str]:
 def file_sizes(folder: Path) -> dict[str, int]:
     """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out.
 
-    Links count as what they point to; links to nothing, pipes and devices are left out.
+    Links count as what they point to; links to nothing, pipes, devices, and what may not be looked at are left out.
     """
     sizes = {}
     for number, path in enumerate(_walk(folder)):
         if number > MAX_FILES:
             raise ModelError(
-                f"{folder} holds more than {MAX_FILES:,} files: this is no model folder. Give the model's own."
+                f"{folder} holds more than {MAX_FILES:,} files and folders, so it is no model's. Give the model's own."
             )
-        if path.is_file():
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+        if (size := _size(path)) is not None:
+            sizes[path.relative_to(folder).as_posix()] = size
     return dict(sorted(sizes.items()))
 
 
+def _size(path: Path) -> int | None:
+    """The bytes of a regular file; None for anything else, for what has just gone, or may not be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def _walk(folder: Path) -> Iterator[Path]:
+    """Folders too, so that millions of them, empty, are noticed as well."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        yield Path(place)
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 

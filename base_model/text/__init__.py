@@ -1,1 +1,3 @@
-"""Text as the model reads it. In: a folder's tokenizer and a text. Out: tokens, prompts, facts to compare."""
+"""Text as the model reads it. In: a folder's tokenizer, and a text or a data set. Out: tokens, prompts, lengths, facts
+to compare.
+"""

@@ -105,7 +105,7 @@ def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:
     """One row per fact; columns `fact`, `value` (text)."""
     tokenizer = load_tokenizer(folder, text)
     template = _default_template(tokenizer.chat_template)
-    stated = _stated_ids(folder)
+    stated = stated_ids(folder)
     ids = sorted(tokenizer.get_vocab().values())
     facts = {
         "class": type(tokenizer).__name__,
@@ -149,7 +149,7 @@ def _rows(rows: int | None, ids: list[int]) -> str:
     return f"{rows:,}: MISMATCH, {without:,} tokens have no row, and their ids would fail"
 
 
-def _stated_ids(folder: Path) -> dict[str, list[int]]:
+def stated_ids(folder: Path) -> dict[str, list[int]]:
     """`{role: ids}` as generation_config.json states them; it may give several to EOS, and others are left out."""
     settings = read_json(folder / SETTINGS) if os.path.lexists(folder / SETTINGS) else {}
     stated = {role: settings.get(f"{role}_id") for role in ROLES}

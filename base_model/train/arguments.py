@@ -1,5 +1,6 @@
 """The arguments of a trainer, as a user gives them, made ready to be planned on a machine without the card."""
 
+import copy
 import dataclasses
 import difflib
 import warnings
@@ -18,7 +19,7 @@ UNDONE: dict[str, Any] = {
 DEFAULT_TOKENS = 1024  # of a Trainer whose arguments say nothing of lengths; TRL's own default
 UNPLANNED = {
     "torch_compile": "a compiled model", "deepspeed": "DeepSpeed", "use_liger_kernel": "Liger's kernels",
-    "activation_offloading": "activation offloading", "fsdp": "FSDP by the trainer (take `devices=`)",
+    "activation_offloading": "activation offloading", "fsdp": "FSDP on one device (take `devices=`)",
 }  # fmt: skip
 
 
@@ -31,6 +32,7 @@ class Run:
     cuda: bool
     half: bool  # float16 autocast was asked for: planned as bfloat16, which takes the same bytes
     tokens: int
+    devices: int  # more than one: FSDP2 shards over them
     load: dict[str, Any]  # what from_pretrained would be given
 
     @property
@@ -39,19 +41,23 @@ class Run:
         return self.args.per_device_train_batch_size
 
 
-def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str) -> Run:
+def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, folder: str, devices: int = 1) -> Run:
     """A user's arguments as a `Run`; `folder` is where the trainer may make its output folder.
 
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
     """
     kind, given = _given(args)
     wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
+    if devices > 1:
+        wanted.pop("fsdp", None)
     if wanted:
         raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
     if given.get("bf16") and given.get("fp16"):
         raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
     cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
+    if devices > 1:
+        ready |= _sharded(given)
     if half:
         ready |= {"fp16": False, "bf16": True}
     made = _make(kind, ready)
@@ -60,7 +66,21 @@ def planned_run(args: Any, tokens: int | None, load: dict[str, Any] | None, fold
     require_whole("tokens", length, least=2)  # the first is not predicted
     load = dict(getattr(made, "model_init_kwargs", None) or {}) | dict(load or {})
     _require_packable(made, trl, load)
-    return Run(made, trl, cuda, half, int(length), load)
+    _require_fsdp2(made)
+    return Run(made, trl, cuda, half, int(length), devices, load)
+
+
+def _sharded(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that have the trainer shard by FSDP, as the user set it or as it is by default."""
+    if given.get("use_cpu"):
+        raise ModelError("FSDP shards over cards: leave out use_cpu, or take devices=1.")
+    return {"fsdp": given.get("fsdp") or True, "fsdp_config": copy.deepcopy(given.get("fsdp_config"))}
+
+
+def _require_fsdp2(args: Any) -> None:
+    plugin = getattr(args, "fsdp_plugin_args", None) or {}
+    if plugin.get("fsdp_version", 2) != 2 or plugin.get("cpu_offload"):
+        raise ModelError("Sharding is planned by FSDP2 on the cards: leave out version and cpu_offload of fsdp_config.")
 
 
 def _given(args: Any) -> tuple[type, dict[str, Any]]:

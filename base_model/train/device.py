@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 
 from base_model.plan.attention import Kernel
 from base_model.plan.ledger import HOST, Ledger
@@ -94,13 +95,12 @@ def _scores(ledger: Ledger) -> type:
     return Scores
 
 
+_FOREACH = [torch.Tensor, DTensor, FakeTensor]
 # On every device: a fake tensor is treated like the real one that it stands for.
 BRANCHES_ON_FAKE = (
     Branch("transformers.utils.import_utils", "is_fake_tensor", "FakeTensor", lambda _: lambda _: False),
-    Branch(
-        "torch.utils._foreach_utils", "_foreach_supported_types", "torch.Tensor", lambda _: [torch.Tensor, FakeTensor]
-    ),
-    Branch("torch.optim.optimizer", "_foreach_supported_types", "torch.Tensor", lambda _: [torch.Tensor, FakeTensor]),
+    Branch("torch.utils._foreach_utils", "_foreach_supported_types", "torch.Tensor", lambda _: _FOREACH),
+    Branch("torch.optim.optimizer", "_foreach_supported_types", "torch.Tensor", lambda _: _FOREACH),
     Branch(_HEAD, "_ChunkedLogProbFunction", "ChunkedLogProbFunction", _scores),
 )
 # On the CPU only.

@@ -71,7 +71,8 @@ def fake_twin(tensor: Any, twins: dict[int, Any]) -> Any:
 def _copy_quantisation(tensor: Any, twin: Any, twins: dict[int, Any]) -> None:
     bnb = bitsandbytes()
     if isinstance(tensor, bnb.nn.Params4bit):
-        twin.quant_state = _fake_state(tensor.quant_state, twins)
+        # The layer keeps it, too: FSDP replaces the parameter, and the layer gives it back.
+        twin.quant_state = tensor.module.quant_state = _fake_state(tensor.quant_state, twins)
         twin.bnb_quantized, twin.quant_type, twin.quant_storage = True, tensor.quant_type, tensor.quant_storage
         twin.blocksize, twin.compress_statistics = tensor.blocksize, tensor.compress_statistics
     elif isinstance(tensor, bnb.nn.Int8Params):

@@ -9,13 +9,13 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
-from base_model.architecture.config import skeleton_of
+from base_model import ModelError, brief, require_whole
+from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
 from base_model.train.arguments import Run, planned_run
@@ -40,8 +40,11 @@ def plan_trainer(
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder)
+    from base_model.train.sharding import group_of
+
+    require_whole("devices", devices)
+    with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
+        run = planned_run(args, tokens, model_init_kwargs, folder, devices)
         ledger, embedding = measure(config, run, peft_config, quantization_config)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 
@@ -61,6 +64,7 @@ def measure(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
+    from base_model.plan.scans import kernel_scans
     from base_model.train.device import planned_device
 
     _require_positions(config, run)
@@ -70,10 +74,11 @@ def measure(
         if peft_config is not None:
             model = attach(model, peft_config)
         ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
-        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
+        scans = kernel_scans(model) if run.cuda else nullcontext()
+        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda), scans:
             _give_fake_tensors(model, ledger, base)
-            embedding = embedding_bytes(model)
             _train(model, run, ledger)
+            embedding = embedding_bytes(model)
     return ledger, embedding
 
 
@@ -97,9 +102,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_positions(config: Any, run: Run) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < run.tokens:
-        raise ModelError(f"The model has {positions:,} positions, a text of {run.tokens:,} tokens does not fit in.")
+    positions = positions_of(config)
+    if positions and positions < run.tokens:
+        table = has_position_table(skeleton_of(config), positions)
+        ends = "The positions of this model end at" if table else "The model was made for"
+        raise ModelError(f"{ends} {positions:,} tokens, and a text has {run.tokens:,}. Take at most that many.")
 
 
 def _loaded(config: Any, run: Run, quantization_config: Any) -> Any:
@@ -129,19 +136,27 @@ def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
 
 def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    from base_model.train.sharding import watched
+
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    _count_gradients(model, ledger)
     try:
         trainer = _trainer(model, run, ledger)
-        with ledger:
+        with ledger, watched(ledger) if run.devices > 1 else nullcontext():
             trainer.train()
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+        how = "sharded" if run.devices > 1 else "without weights"
+        raise ModelError(f"This step cannot be run {how}: {brief(error)}.") from error
+
+
+def _count_gradients(model: Any, ledger: "Ledger") -> None:
+    """Have each gradient counted once it is complete."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
@@ -183,10 +198,14 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             micro = self.args.gradient_accumulation_steps
             return [_batch(self.data_collator, example, run) for _ in range(micro)]
 
-        def create_optimizer(self, *args: Any) -> Any:
-            optimizer = super().create_optimizer(*args)
-            _give_states(optimizer, ledger)
-            return optimizer
+        def _prepare_for_training(self, *args: Any) -> Any:
+            # TRL makes the adapters of a quantised base anew, in bfloat16; FSDP puts shards in the place of all.
+            kinds = [ledger.kind_of(parameter) or "adapter" for parameter in self.model.parameters()]
+            prepared = super()._prepare_for_training(*args)
+            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):
+                ledger.enter(parameter, kind)
+            _give_states(self.optimizer.optimizer, ledger)
+            return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             with ledger.making("activations", "forward"):
