@@ -2,6 +2,7 @@
 # make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct [DOWNLOAD=no]
 # make report     a page of the last run, without code, to send to others: runs/<model name>/report.html
 # make zip        the project in one file, for Colab or Kaggle: base_model_visualize.zip
+# make train      a training script for the demo model, run for 20 steps on this machine, beside its plan
 # make lab        open the notebook in JupyterLab
 # make test       lint, types, tests
 # make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
@@ -20,7 +21,7 @@ override TEST_READY := .venv/test-ready
 override DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
 override SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/*/*.py base_model/show/report_page/*)
 
-.PHONY: demo demo-model notebook report zip lab test benchmark refresh
+.PHONY: demo demo-model notebook report train zip lab test benchmark refresh
 
 demo: $(DEMO_RUN)
 	@echo
@@ -36,6 +37,9 @@ notebook: $(READY)
 
 report: $(READY)
 	$(BIN)/python model_tools.py page
+
+train: demo-model
+	$(BIN)/python model_tools.py train $(DEMO)
 
 zip:
 	git archive --format=zip --output=base_model_visualize.zip HEAD

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, format_bytes, storable, visible
+from base_model import ModelError, ModelWarning, format_bytes, require_whole, storable, visible
 from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
-from base_model.architecture.config import is_tied
+from base_model.architecture.config import is_tied, read_architecture
 from base_model.architecture.dtypes import PLANNED, planned_header, read_planned
 from base_model.hub import download, remote
 from base_model.hub.access import UnknownModelError
@@ -21,11 +21,17 @@ from base_model.read.tensors import group_parameters, tensor_table, without_coll
 from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
+from base_model.run.tuned import answers
 from base_model.show.page import RUNS, run_name
 from base_model.show.report import save_report
 from base_model.show.saving import in_home
 from base_model.text.data import example_data
 from base_model.text.tokens import describe_tokenizer
+from base_model.train import script, trial
+from base_model.train.planning import write_script
+from base_model.train.settings import choice_of
+
+QUESTIONS = 2  # of the held-out part, that are asked before and after
 
 
 def list_files(model: str | Path) -> pd.DataFrame:
@@ -170,9 +176,29 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
 
     `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
     """
-    more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
+    more = {name: table for name, table in (more or {}).items() if table is not None}  # None: it was skipped
+    files, tensors = list_files(model), read_tensors(model)
     tables = {"model": model_table([(model, folder_of(model), tensors)]), "files": files}
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
     return save_report(in_home(folder), about, tables, tensors)
+
+
+def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int) -> dict[str, pd.DataFrame]:
+    """Write the script of a row, run it here for some steps, and say what came of it, by name.
+
+    `plan` (`check`, `planned`, `measured`, `difference`), `loss` on the held-out part (`step`, `loss`), and `answers`
+    to two of its questions (`prompt`, `base`, `tuned`).
+    """
+    require_whole("steps", steps, trial.LEAST)
+    if not is_complete(local_folder(model)):
+        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` brings it.")
+    choice = choice_of(row)
+    written = write_script(model, row, folder, data)
+    config = read_architecture(local_folder(model))
+    measured = trial.compared(config, choice, trial.run_script(written, steps))
+    prompts = script.questions(data, QUESTIONS)
+    tuned = next(path for path in (written.with_name("adapter"), written.with_name("model")) if path.is_dir())
+    table = answers(local_folder(model), tuned, prompts)
+    return {"plan": measured, "loss": trial.losses(written), "answers": table}

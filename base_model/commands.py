@@ -10,21 +10,24 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
-from base_model import ModelError, by_name, visible_text
+from base_model import ModelError, by_name, visible, visible_text
 from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
 from base_model.show.page import last_run, run_notebook, write_page
-from base_model.show.words import readable
-from base_model.train.planning import compare_training, plan_adapters, plan_inference
+from base_model.show.words import in_units, readable
+from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
+from base_model.train.recommend import RULE
 
+DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
 DEFAULT = "meta-llama/Llama-3.2-3B-Instruct"
 app = typer.Typer(
@@ -86,20 +89,70 @@ def plan(
     model: Model,
     tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
     batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="The card to tune on, such as 'RTX 4090'.", show_default=False)
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Or its memory, such as 24GiB.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your texts: the longest, and an epoch.", show_default=False)
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Say what running and tuning a model will take.
 
-    Its config.json is enough: no weights are needed.
+    With --gpu, --memory or --data: the methods that fit, best first. A config.json is enough: no weights are needed.
     """
     with _aside():
-        tables = {
-            "machine": this_machine(),
-            "inference": plan_inference(model),
-            "adapters": plan_adapters(model),
-            "training": compare_training(model, tokens, batch),
-        }
+        if gpu or memory or data:
+            tables = {"answer": recommend(model, gpu, memory, data, tokens, devices)}
+            print(RULE)
+        else:
+            tables = {
+                "machine": this_machine(),
+                "inference": plan_inference(model),
+                "adapters": plan_adapters(model),
+                "training": compare_training(model, tokens, batch),
+            }
     _print(tables, as_json)
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Annotated[
+        Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet), or else the project's.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="One of the methods of `recommend`.")] = DEFAULT_METHOD,
+    steps: Annotated[int, typer.Option(help="Steps of training, at least 3.")] = 20,
+    batch: Annotated[int, typer.Option(help="Texts in each step.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Where longer texts are cut.")] = 256,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in backward.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="A new one: runs/<model name>/train-1, or the next, unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a training script and run it here for a few steps.
+
+    Shows planned beside measured, the loss before and after, and answers of the base and the tuned model.
+    """
+    with _aside():
+        place = folder or _next(Path("runs") / local_folder(model).name)
+        print(f"Writes {place / 'train.py'}, and runs it for {steps:,} steps; what it says goes to train.log there.")
+        row = {"method": method, "checkpointing": checkpointing, "batch": batch, "tokens": tokens}
+        tables = by_name.train_model(model, row, place, data, steps)
+    if as_json:
+        _print(tables, as_json)
+        return
+    _print({"plan": in_units(tables["plan"]), "loss on held-out texts": tables["loss"]}, as_json)
+    for row in tables["answers"].itertuples():
+        print(f"{visible(row.prompt)}\n  base:  {visible(row.base)}\n  tuned: {visible(row.tuned)}\n")
+
+
+def _next(folder: Path) -> Path:
+    """The first of train-1, train-2, ... that is not there: a run overwrites none before it."""
+    return next(path for number in count(1) if not os.path.lexists(path := folder / f"train-{number}"))
 
 
 @app.command()

@@ -15,20 +15,20 @@ from tests.folders import write_toy
 NO_HUB = "http://127.0.0.1:9"
 
 
-def run(*words, cwd=ROOT, **more):
+def run(*words, cwd=ROOT, seconds=120, **more):
     command = [sys.executable, str(ROOT / "model_tools.py"), *map(str, words)]
     variables = environment(NO_HUB, "/nonexistent", HF_HUB_OFFLINE="1", COLUMNS="100", **more)
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=seconds)
 
 
 def test_without_arguments_the_help_is_shown():
     done = run()
     assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    for verb in ("get", "demo", "files", "check", "plan", "report", "notebook", "page"):
+    for verb in ("get", "demo", "files", "check", "plan", "train", "report", "notebook", "page"):
         assert f"\n  {verb} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "report", "notebook", "page"])
+@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report", "notebook", "page"])
 def test_each_verb_explains_itself(verb):
     done = run(verb, "--help")
     assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
@@ -55,11 +55,38 @@ def test_check_tells_by_its_exit_code(toy, tmp_path):
     assert run("check", odd).returncode == 1
 
 
+def test_plan_for_a_card_is_the_answer(toy):
+    done = run("plan", toy, "--memory", "700MiB", "--tokens", "32", "--json", seconds=400)
+    rows = json.loads(done.stdout)
+    assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
+    assert "What fits stands first" in done.stderr
+    refused = run("plan", toy, "--gpu", "RTX 4091")
+    assert refused.returncode == 1 and "4090" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_plan_needs_settings_alone(toy, tmp_path):
     (tmp_path / "config.json").write_bytes((toy / "config.json").read_bytes())
     tables = json.loads(run("plan", tmp_path, "--tokens", "64", "--json").stdout)
     assert tables.keys() == {"machine", "inference", "adapters", "training"}
     assert {row["tokens"] for row in tables["training"]} == {64}
+
+
+def test_train_writes_a_script_runs_it_and_shows_what_came_of_it(toy, tmp_path):
+    folder = tmp_path / "runs" / toy.name
+    (folder / "train-1").mkdir(parents=True)
+    done = run("train", toy, "--steps", "3", "--batch", "2", "--tokens", "128", cwd=tmp_path, seconds=500)
+    assert done.returncode == 0, done.stderr
+    assert f"runs/{toy.name}/train-2/train.py" in done.stderr and not list((folder / "train-1").iterdir())
+    assert (folder / "train-2" / "adapter" / "adapter_model.safetensors").is_file()
+    for word in ("peak of 2 x ", "MiB", "seconds per step", "loss on held-out texts", "base: ", "tuned: "):
+        assert word in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines() if line[:4].strip().isdigit()] == ["0", "3"]
+
+
+def test_train_refuses_before_it_writes(toy, tmp_path):
+    done = run("train", toy, "--steps", "1", cwd=tmp_path)
+    assert (done.returncode, "steps is a whole number from 3" in done.stderr) == (1, True)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_report_says_where_it_is(toy, tmp_path):

@@ -143,7 +143,8 @@ def attach(skeleton: Any, adapter: Any) -> Any:
         raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
     except Exception as error:  # each method checks its settings in its own way
         raise ModelError(
-            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}. The linear modules are {names}."
+            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}."
+            + (f" The linear modules are {names}." if names else "")
         ) from error
 
 

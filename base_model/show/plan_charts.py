@@ -243,5 +243,7 @@ def _capital(words: Any) -> str:
 def _change_label(row: Any) -> str:
     if pd.isna(row.peak_bytes):
         return "n/a"
+    if pd.isna(row.difference_bytes):
+        return format_bytes(row.peak_bytes)
     sign, difference = ("+" if row.difference_bytes > 0 else "-"), format_bytes(abs(row.difference_bytes))
     return format_bytes(row.peak_bytes) + (f" ({sign}{difference})" if row.difference_bytes else "")

@@ -73,7 +73,7 @@ def _on_answer(table: pd.DataFrame) -> str:
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
     texts = "text" if best["batch"] == 1 else "texts"
     return (
-        f"Start with {best['method']}, {how} checkpointing: {best['batch']} {texts} of up to {best['tokens']:,} tokens "
+        f"Start with {best['method']}, {how} checkpointing: {best['batch']:,} {texts} of up to {best['tokens']:,} tokens "
         f"at a time peak at {format_bytes(best['peak_bytes'])}.{time} The order: {RULE[0].lower()}{RULE[1:]}"
     )
 
@@ -146,7 +146,7 @@ def _on_adapters(adapters: pd.DataFrame) -> str:
 def _on_training(training: pd.DataFrame) -> str:
     peaks = training.dropna(subset="peak_bytes").set_index("method")["peak_bytes"].astype("int64")
     if peaks.empty:
-        return "No step can be planned for this architecture."
+        return f"No step can be planned. {_note(training)}"
     words = f"{peaks.idxmin()} takes least, {format_bytes(int(peaks.min()))}"
     plain = [name for name in peaks.index if "checkpointing" not in name and f"{name}, checkpointing" in peaks.index]
     saved = {name: 1 - peaks[f"{name}, checkpointing"] / peaks[name] for name in plain}
@@ -160,13 +160,19 @@ def _on_training(training: pd.DataFrame) -> str:
 def _on_ladder(ladder: pd.DataFrame) -> str:
     known = ladder.dropna(subset="difference_bytes").iloc[1:].sort_values("difference_bytes", kind="stable")
     if known.empty:
-        return "No step can be planned for this architecture."
+        return f"No step can be planned. {_note(ladder)}"
     start = f"From {format_bytes(int(ladder['peak_bytes'].iloc[0]))} by TRL's defaults"
     best, worst = known.iloc[0], known.iloc[-1]
     saves = f"{best['change']} saves most ({format_bytes(-best['difference_bytes'])})"
     costs = f"{worst['change']} costs most ({format_bytes(worst['difference_bytes'])})"
     ends = ([saves] if best["difference_bytes"] < 0 else []) + ([costs] if worst["difference_bytes"] > 0 else [])
     return f"{start}, {' and '.join(ends) or 'no change matters'}."
+
+
+def _note(table: pd.DataFrame) -> str:
+    """Why there is no figure, where a note says so."""
+    notes = table["note"].dropna() if "note" in table else []
+    return str(notes.iloc[0]) if len(notes) else "The architecture does not allow it."
 
 
 def _on_gpus(cards: pd.DataFrame) -> str:

@@ -92,6 +92,18 @@ def _in_words(column: str, value: Any) -> str:
     return f"{value:,}" if pd.api.types.is_integer(value) and column != "layer" else visible(str(value))
 
 
+def in_units(checks: pd.DataFrame) -> pd.DataFrame:
+    """The table of `try_training` for people: bytes as MiB or GiB, seconds as such."""
+    words = checks.astype({"planned": object, "measured": object})
+    for number, check in enumerate(checks["check"]):
+        for column in ("planned", "measured"):
+            value = checks[column][number]
+            known = format_bytes(int(value)) if "(bytes)" in check and not pd.isna(value) else f"{value:.2f} s"
+            words.loc[number, column] = "n/a" if pd.isna(value) else known
+    words["check"] = words["check"].str.removesuffix(" (bytes)")
+    return words
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
 

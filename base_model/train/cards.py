@@ -1,21 +1,19 @@
 """One training step on several cards: its memory and its operations are planned once, its time is told for each."""
 
-import tempfile
 from typing import Any
 
 import pandas as pd
 
 from base_model import require_whole
 from base_model.plan.adapters import RANK
-from base_model.train.arguments import planned_run
 from base_model.train.gpus import card
 from base_model.train.methods import adapter_of, method_of
 from base_model.train.operations import Tape
 from base_model.train.recommend import place_of, verdict_of
 from base_model.train.time import time_on
-from base_model.train.trainer import WORKSPACE_BYTES, measure
+from base_model.train.trainer import WORKSPACE_BYTES, measured
 
-COMMON = ("T4", "RTX 4090", "A100 80GB")  # free on Colab and Kaggle; on a desk; rented
+COMMON = ("T4", "RTX 4090", "A100 SXM 80GB")  # free on Colab and Kaggle; on a desk; rented
 MILLION = 1_000_000
 
 
@@ -25,9 +23,7 @@ def cards_table(config: Any, names: list[str], tokens: int, batch: int) -> pd.Da
     require_whole("batch", batch)
     known = {on["gpu"]: on for on in map(card, names)}  # first: a name that is not known is told at once
     tape, lora = Tape(), adapter_of(config, method_of(f"LoRA r{RANK}, all linear"))
-    with tempfile.TemporaryDirectory() as folder:
-        run = planned_run({"per_device_train_batch_size": batch}, tokens, None, folder)
-        ledger, _ = measure(config, run, lora, None, tape)
+    ledger, *_ = measured(config, {"per_device_train_batch_size": batch}, lora, None, tokens, observe=tape)
     peak = ledger.peak + WORKSPACE_BYTES
     rows = []
     for on in known.values():

@@ -1,6 +1,6 @@
 """TRL's own run, method by method and knob by knob: what each brings in memory."""
 
-import tempfile
+import warnings
 from typing import Any
 
 import pandas as pd
@@ -8,10 +8,9 @@ import pandas as pd
 from base_model import ModelError, require_whole
 from base_model.architecture.config import skeleton_of
 from base_model.plan.adapters import RANK, default_adapters
-from base_model.train.arguments import planned_run
 from base_model.train.loop import COLUMNS, PARTS, note_of
 from base_model.train.methods import METHODS, adapter_of, method_of, packing_of
-from base_model.train.trainer import WORKSPACE_BYTES, measure
+from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
 LADDER_COLUMNS = ("change", "batch", "tokens", *COLUMNS, "difference_bytes", "note")
@@ -48,9 +47,7 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
 def at_peak(config: Any, args: Any, adapter: Any, packing: Any, tokens: int) -> list[Any]:
     """The cells of `COLUMNS` at the peak, and the note."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            run = planned_run(args, tokens, None, folder)
-            ledger, embedding = measure(config, run, adapter, packing)
+        ledger, embedding, _ = measured(config, args, adapter, packing, tokens)
     except ModelError as error:
         return [pd.NA] * len(COLUMNS) + [str(error)]
     parts = {part: ledger.at_peak[part] for part in PARTS}
@@ -100,9 +97,11 @@ def _hf(batch: int) -> Any:
     """HF's own Trainer with the settings that TRL's has by default; for a card, though it is built without one."""
     from transformers import TrainingArguments
 
-    args = TrainingArguments(
-        output_dir="unused", use_cpu=True, bf16=True, gradient_checkpointing=True, optim="adamw_torch_fused",
-        per_device_train_batch_size=batch, report_to=[],
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a new name that older versions do not know
+        args = TrainingArguments(
+            output_dir="unused", use_cpu=True, bf16=True, gradient_checkpointing=True, optim="adamw_torch_fused",
+            per_device_train_batch_size=batch, report_to=[],
+        )  # fmt: skip
     args.use_cpu = False
     return args

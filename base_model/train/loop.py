@@ -151,6 +151,8 @@ def _opened(model: Any, weights: list[Any], observe: Callable[..., None] | None)
 
 
 def embedding_bytes(model: Any) -> int:
-    """Of the weights, the embedding and the output head, once where they are tied."""
+    """Of the weights on this device, the embedding and the output head, once where they are tied."""
+    from base_model.plan.ledger import local
+
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())
+    return sum({id(end.weight): local(end.weight).nbytes for end in ends if end is not None}.values())

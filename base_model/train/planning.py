@@ -6,14 +6,17 @@ from typing import Any
 
 import pandas as pd
 
+from base_model import ModelError, visible
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.architecture.dtypes import read_planned
-from base_model.hub.locate import folder_of
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
 from base_model.train import ladder as ladder_room
-from base_model.train import loop, time, trainer
+from base_model.train import loop, script, time, trial
 from base_model.train import recommend as search
+from base_model.train import settings as choices
+from base_model.train import trainer as trainers
 from base_model.train.cards import COMMON, cards_table
 
 
@@ -108,21 +111,28 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
-    card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
-    what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
-    says more. TRL itself, given a name and no `dtype`, loads float32.
+    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
+    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
+    they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
+    is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
+    `prepare_model_for_kbit_training` first, which TRL does not: norms, embedding and head become float32.
+
+    With `devices` above one the figures are those of one of these cards under FSDP2, as `fsdp=True` shards by default;
+    gathered weights are `temporary_bytes` then.
 
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.
     """
-    return trainer.plan_trainer(
-        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs
+    return trainers.plan_trainer(
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared, trainer
     )
 
 
@@ -189,3 +199,51 @@ def recommend(
         return batch_tokens(lengths, batch).mean * len(lengths)
 
     return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch)
+
+
+def settings(model: str | Path, row: Any) -> str:
+    """A row of `recommend` as Python to copy: `adapter` (a `PeftConfig`), `quantization` (`BitsAndBytesConfig`) and
+    `args` (`SFTConfig`), as far as the method has them.
+
+    `row` is a Series, a dict or a table of one row. The Python asks the machine on which it runs whether it computes in
+    bfloat16, float16 or float32, and gives that as `dtype`, for `from_pretrained`. Raises ModelError.
+    """
+    return choices.settings(_config(model), choices.choice_of(row))
+
+
+def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = None) -> Path:
+    """Write `train.py`, a plain run of TRL's SFTTrainer by a row of `recommend`, into a folder; gives its path.
+
+    Beside it: requirements.txt with pins; fsdp.yaml for `accelerate launch` where the row has several devices; and
+    data.parquet where `data` is a `datasets.Dataset`. Else `data` is a file as in `text_lengths`; without one, the
+    project's own. Run it by `python train.py [--steps N] [--merge]`: it holds out a part of the data, goes on from its
+    last checkpoint, and saves the adapter. Nothing is overwritten. Raises ModelError.
+    """
+    choice = choices.choice_of(row)
+    return script.write_script(_config(model), choice, *_source(model), Path(folder), data)
+
+
+def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) -> pd.DataFrame:
+    """Run the script of a row of `recommend` for a few steps on this machine, one device, beside its plan.
+
+    Columns: `check` (the peak of a step in bytes, and its seconds, each with its batch), `planned`, `measured`,
+    `difference` (0.01: measured is 1% more). `planned` is for this device; nan where its speed is not known. The peak
+    is that of torch's allocator (of MPS, what the driver holds). Without `data`, texts of the planned length.
+    Needs the weights on this disk. Raises ModelError, also where the plan is more than this machine has.
+    """
+    choice = choices.choice_of(row)
+    if not is_complete(local_folder(model)):
+        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` brings it.")
+    return trial.try_training(_config(model), choice, *_source(model), data, steps)
+
+
+def _source(model: str | Path) -> tuple[str, str | None]:
+    """Where a script finds the model: its folder, or its Hub id and revision."""
+    folder, hub_id = local_folder(model), hub_id_of(model)
+    if hub_id and not is_complete(folder):
+        return hub_id.name, hub_id.revision
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{visible(str(folder))} holds an adapter, which transformers would apply. Move adapter_config.json away."
+        )
+    return str(folder.absolute()), None

@@ -4,7 +4,6 @@ A search plans only what it must. Memory grows with the layers and with the batc
 of a few layers propose a batch, and a plan of the whole model verifies it.
 """
 
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +15,10 @@ import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, require_whole
 from base_model.plan.machine import this_machine
-from base_model.train.arguments import planned_run
 from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.time import time_on
-from base_model.train.trainer import WORKSPACE_BYTES, measure
+from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 COLUMNS = (
     "method", "checkpointing", "batch", "tokens", "peak_bytes", "share", "verdict", "hours_low", "hours_high",
@@ -166,15 +164,18 @@ class Search:
         return Step(peak, tape.costs, self.place.half)
 
     def _peak(self, config: Any, batch: int, observe: Any = None) -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            run = planned_run(self.arguments(batch), self.tokens, None, folder)
-            ledger, _ = measure(config, run, adapter_of(config, self.method), packing_of(self.method), observe)
+        adapter, packing = adapter_of(config, self.method), packing_of(self.method)
+        ledger, _, run = measured(
+            config, self.arguments(batch), adapter, packing, self.tokens, self.devices, observe=observe
+        )
         return ledger.peak + (WORKSPACE_BYTES if run.cuda else 0)
 
     def proposed(self, batch: int) -> float:
         """The peak of the whole model along the line through two models of a few layers: a lower bound."""
-        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         depth = self.config.get_text_config().num_hidden_layers
+        if depth <= SHALLOW[-1]:
+            return self._peak(self.config, batch)
+        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         return few + (more - few) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
 
 

@@ -15,13 +15,13 @@ from base_model import ModelError
 from base_model.train import loop
 from base_model.train.arguments import Run, planned_run
 from base_model.train.gpus import CPU, card
-from base_model.train.trainer import measure
+from base_model.train.trainer import measured
 
 if TYPE_CHECKING:
     from base_model.train.operations import Cost
 
 COLUMNS = ("gpu", "step_s", "low_s", "high_s", "tokens_per_s", "compute_s", "memory_s", "launch_s")
-TRAINERS = ("trl", "plain")
+TRAINERS = ("trl", "hf", "plain")
 
 # What a card sustains of its sheet in a training step, FLOPs and bandwidth, one pair per kind of card. Best single
 # products, by https://github.com/mag-/gpu_benchmark and https://github.com/stas00/ml-engineering (compute/accelerator),
@@ -69,15 +69,16 @@ def step_costs(
     from base_model.train.operations import Tape
 
     if trainer not in TRAINERS:
-        raise ModelError(f'`trainer` is "trl" (the one that `args` is for) or "plain", not {trainer!r}.')
+        raise ModelError(f'`trainer` is "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
     tape = Tape()
-    with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, load, folder)
-        if trainer == "plain":
-            _measure_plain(config, run, peft_config, quantization_config, tape)
-        else:
-            measure(config, run, peft_config, quantization_config, tape)
-    micro = 1 if trainer == "plain" else run.args.gradient_accumulation_steps
+    if trainer == "plain":
+        with tempfile.TemporaryDirectory() as folder:
+            run, micro = planned_run(args, tokens, load, folder), 1
+        _measure_plain(config, run, peft_config, quantization_config, tape)
+    else:
+        how: dict[str, Any] = {"load": load, "trainer": trainer, "observe": tape}
+        run = measured(config, args, peft_config, quantization_config, tokens, **how)[-1]
+        micro = run.args.gradient_accumulation_steps
     return tape.costs, run.batch * run.tokens * micro, run.half
 
 

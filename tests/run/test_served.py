@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 from huggingface_hub import constants
 
 import model_tools as mt
 from base_model.hub import limits
+from base_model.run.tuned import answers
 from tests import hub_stand_in, openai_stand_in
 from tests.child import environment
 from tests.openai_stand_in import OpenAIStandIn
@@ -34,8 +36,15 @@ def online(monkeypatch):
 @pytest.fixture(scope="module")
 def served(demo, tmp_path_factory):
     """The URL of `transformers serve` with the demo model, up; it is ended with the tests of this file."""
-    url, home = f"http://127.0.0.1:{(port := free_port())}", tmp_path_factory.mktemp("serve")
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(demo)]
+    with serving(demo, tmp_path_factory.mktemp("serve")) as url:
+        yield url
+
+
+@contextmanager
+def serving(folder, home):
+    """The URL of `transformers serve` with a model, up, and gone afterwards."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     with (home / "log").open("w") as log:
         variables = environment("http://127.0.0.1:9", home, HF_HUB_OFFLINE="1")
@@ -76,6 +85,27 @@ def test_transformers_serve_gives_the_manual_answer(served, demo, capsys):
     checks = mt.check_runs([manual, run])
     assert list(checks["check"]) == [f"{served}: prompt tokens, as cpu"]
     assert checks["match"].all()
+
+
+def test_a_merged_model_is_served(toy, tmp_path):
+    """As docs/serving.md says, and as the script merges: its answer is that of the adapter over the base."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(toy), LoraConfig(target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(toy, dtype="auto")
+    PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(toy).save_pretrained(tmp_path / "merged")
+    (tmp_path / "home").mkdir()
+    with serving(tmp_path / "merged", tmp_path / "home") as url:
+        run = mt.generate_served(url, str(tmp_path / "merged"), PROMPT, 8, runs=1)
+    table = answers(toy, tmp_path / "adapter", [PROMPT], 8)
+    assert run.text == table["tuned"][0] != table["base"][0]
 
 
 def test_transformers_serve_does_not_know_another_name(served):

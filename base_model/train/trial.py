@@ -1,0 +1,184 @@
+"""A real run of a few steps on this machine, by the script that is written for others, beside its plan."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, ModelWarning, format_bytes, require_whole, visible
+from base_model.plan.machine import this_machine
+from base_model.text.data import read_data, watched
+from base_model.train.gpus import CPU
+from base_model.train.methods import adapter_of, packing_of
+from base_model.train.script import write_script
+from base_model.train.settings import Choice, Precision, arguments, precision_here
+from base_model.train.time import plan_time
+from base_model.train.trainer import plan_trainer
+
+COLUMNS = ("check", "planned", "measured", "difference")
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+# A launcher's place for its own process: the script would wait for the others.
+LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+LEAST = 3  # steps: the first warms up, the last may be listened to, and one between them is timed
+HELD_OUT = 12  # texts of the data beyond those that are trained on: the script holds out one in ten
+
+
+def try_training(config: Any, choice: Choice, model: str, revision: str | None, data: Any, steps: int) -> pd.DataFrame:
+    """The table of `compared` for a run in a folder that is gone afterwards. Raises ModelError."""
+    require_whole("steps", steps, LEAST)
+    here = precision_here(choice)
+    _require_room(planned(config, choice, here, choice.batch, choice.tokens), here)
+    with TemporaryDirectory(prefix="base-model-") as place:
+        rows = _texts(config, choice, steps) if data is None else _sample(data, choice.batch * steps)
+        script = write_script(config, choice, model, revision, Path(place) / "run", rows)
+        return compared(config, choice, run_script(script, steps))
+
+
+def _texts(config: Any, choice: Choice, steps: int) -> Any:
+    """Texts of the planned length, of tokens at random."""
+    import datasets
+
+    dice, words = random.Random(0), config.get_text_config().vocab_size
+    number = choice.batch * steps + HELD_OUT
+    texts = ([dice.randrange(words) for _ in range(choice.tokens)] for _ in range(number))
+    return datasets.Dataset.from_list([{"input_ids": text} for text in texts])
+
+
+def _sample(data: Any, texts: int) -> Any:
+    """So many texts of the data at random, and some to hold out."""
+    dataset = read_data(data)
+    return dataset.shuffle(seed=0).select(range(min(len(dataset), texts + max(HELD_OUT, texts // 5))))
+
+
+def planned(config: Any, choice: Choice, here: Precision, batch: int, tokens: int) -> int:
+    """The peak of a step of this batch here, in bytes."""
+    adapter, packing = adapter_of(config, choice.method), packing_of(choice.method)
+    args = arguments(choice, here) | {"per_device_train_batch_size": batch}
+    plan = plan_trainer(config, args, adapter, packing, tokens, model_init_kwargs={"dtype": here.dtype})
+    return int(plan["peak_bytes"][0])
+
+
+def _seconds(config: Any, choice: Choice, here: Precision, batch: int, tokens: int) -> float | None:
+    """The planned time of a step here; None for an accelerator that is not in `gpus`."""
+    gpu = _name_of(here.device)
+    if gpu is None:
+        return None
+    adapter, packing = adapter_of(config, choice.method), packing_of(choice.method)
+    args = arguments(choice, here) | {"per_device_train_batch_size": batch}
+    load = {"dtype": here.dtype}
+    plan = plan_time(config, args, adapter, packing, tokens, gpu, model_init_kwargs=load)
+    return float(plan["step_s"][0])
+
+
+def _name_of(device: str) -> str | None:
+    """What `gpus` calls this machine's device."""
+    from base_model.train.gpus import card
+
+    if device == "cpu":
+        return CPU
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name()
+        try:
+            return str(card(name)["gpu"])
+        except ModelError as error:
+            warnings.warn(f"No time is planned. {error}", ModelWarning, stacklevel=2)
+    return None
+
+
+def _require_room(peak: int, here: Precision) -> None:
+    """A machine that swaps stands still for everybody: stop before."""
+    machine = this_machine().set_index("device")
+    usable = int(machine["usable_bytes"].get(here.device, machine["usable_bytes"].iloc[0]))
+    if peak > usable:
+        raise ModelError(
+            f"By plan a step takes {format_bytes(peak)} here, and {here.device} has {format_bytes(usable)}. Try a row "
+            "with a smaller batch, fewer tokens or checkpointing, or a machine with more memory."
+        )
+
+
+def run_script(script: Path, steps: int, *options: str) -> list[dict[str, Any]]:
+    """Run a script of `write_script` for some steps in a process of its own; what `watch` recorded of each step.
+
+    What it says lies beside it in train.log. An interrupt ends it. Raises ModelError where it fails.
+    """
+    record, log = script.with_name("steps.jsonl"), script.with_name("train.log")
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS} | QUIET
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", "base_model.train.watch", str(record), str(script), "--steps", str(steps)]
+    with log.open("wb") as said:
+        process = subprocess.Popen([*command, *options], env=environment, stdout=said, stderr=said)
+    try:
+        _wait(process, record, steps)
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise ModelError(_told(process.returncode, log))
+    return _recorded(record)
+
+
+def _wait(process: "subprocess.Popen[bytes]", record: Path, steps: int) -> None:
+    """Until it ends, with a progress bar where somebody watches."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, desc="Training", unit="step", disable=not watched()) as bar:
+        while process.poll() is None:
+            time.sleep(0.1)
+            bar.update(len(_recorded(record)) - bar.n)
+
+
+def _recorded(record: Path) -> list[dict[str, Any]]:
+    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _told(code: int, log: Path) -> str:
+    """Why the run ended, in its own last words."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    words = visible(lines[-1])[:300] if lines else "it said nothing"
+    if code == -9:
+        words = "the system ended it, as it does when memory runs out"
+    return f"The run ended with an error: {words.rstrip('.')}. Correct what it names, or try a smaller batch."
+
+
+def compared(config: Any, choice: Choice, steps: list[dict[str, Any]]) -> pd.DataFrame:
+    """Planned beside measured, in `COLUMNS`: the peak (bytes) and the seconds of a step, each at its own batch."""
+    import numpy as np
+
+    here = precision_here(choice)
+    peaks = [step for step in steps if step["peak_bytes"] is not None]
+    timed = [step for step in steps[1:] if step["seconds"] is not None]
+    rows = []
+    if peaks:
+        top = max(peaks, key=lambda step: step["peak_bytes"])
+        plan = planned(config, choice, here, top["batch"], top["tokens"])
+        rows.append(_row(f"peak of {top['batch']} x {top['tokens']:,} tokens (bytes)", plan, top["peak_bytes"]))
+    if timed:
+        tokens = round(float(np.mean([step["tokens"] for step in timed])))
+        seconds = float(np.mean([step["seconds"] for step in timed]))
+        plan_s = _seconds(config, choice, here, timed[0]["batch"], tokens)
+        rows.append(_row(f"seconds per step of {timed[0]['batch']} x {tokens:,} tokens", plan_s, seconds))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(check: str, planned: float | None, measured: float) -> list[Any]:
+    nan = float("nan")
+    return [check, planned or nan, measured, measured / planned - 1 if planned else nan]
+
+
+def losses(script: Path) -> pd.DataFrame:
+    """The loss on the held-out part as a script's run has logged it: `step`, `loss`."""
+    state = json.loads((script.parent / "checkpoints" / "trainer_state.json").read_text())
+    logged = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    return pd.DataFrame({"step": list(logged), "loss": list(logged.values())})
