@@ -72,8 +72,9 @@ def _on_answer(table: pd.DataFrame) -> str:
     epoch = epoch_in_words(best)
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
     texts = "text" if best["batch"] == 1 else "texts"
+    size = f"{best['batch']:,} {texts} of up to {best['tokens']:,} tokens"
     return (
-        f"Start with {best['method']}, {how} checkpointing: {best['batch']:,} {texts} of up to {best['tokens']:,} tokens "
+        f"Start with {best['method']}, {how} checkpointing: {size} "
         f"at a time peak at {format_bytes(best['peak_bytes'])}.{time} The order: {RULE[0].lower()}{RULE[1:]}"
     )
 
@@ -171,8 +172,8 @@ def _on_ladder(ladder: pd.DataFrame) -> str:
 
 def _note(table: pd.DataFrame) -> str:
     """Why there is no figure, where a note says so."""
-    notes = table["note"].dropna() if "note" in table else []
-    return str(notes.iloc[0]) if len(notes) else "The architecture does not allow it."
+    notes = list(table["note"].dropna()) if "note" in table else []
+    return str(notes[0]) if notes else "The architecture does not allow it."
 
 
 def _on_gpus(cards: pd.DataFrame) -> str:
