@@ -75,14 +75,14 @@ def subtitle(ax: "Axes", words: str) -> None:
     """What is drawn, in a line of its own below the title, which moves up for it."""
     ax.set_title(ax.get_title(loc="left"), loc="left", pad=28, fontweight="bold")
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    ax.annotate(words, (0, 1), xytext=(0, 14), fontsize=9, color="#555555", **place)
+    ax.annotate(words, (0, 1), xytext=(0, 14), fontsize=9, color="#555555", gid="subtitle", **place)
 
 
 def mark_cards(ax: "Axes", across: bool = False) -> None:
     """Thin lines at the memory of common cards, as far as the axis of GiB reaches; `across`: that is the y axis."""
     low, high = ax.get_ylim() if across else ax.get_xlim()
     draw = ax.axhline if across else ax.axvline
-    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#777777"}
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#777777", "gid": "card"}
     style |= {"xycoords": ("axes fraction", "data") if across else ("data", "axes fraction")}
     for card in CARDS:
         if low < card <= high:

@@ -52,7 +52,7 @@ def run_notebook(place: Path | str) -> Path:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     model = place if isinstance(place, str) else str(_in_full(place))
     # Nobody watches: no progress bars, no time stamps that differ from run to run, streamed text as one output.
-    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     client = NotebookClient(
         notebook, timeout=None, record_timing=False, coalesce_streams=True, config=Config(KernelManager=_connection()),
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import format_share
+from base_model import ModelError, format_share
 from base_model.show.charts import (
     NEUTRAL,
     drawable,
@@ -56,6 +56,8 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the decoding speed of each run of `speed_limit` inside the speed that memory bandwidth allows."""
     columns = ("method", "device", "dtype", "tokens_per_s", "limit_tokens_per_s", "share")
     limits = drawable(limits, "speed_limit", *columns)
+    if limits.empty:
+        raise ModelError("No run was timed, so that there is no limit to draw.")
     ax = new_axes(ax, 2 + rows_height(len(limits), 0.45))
     limits = first_rows(limits, ax)
     speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)

@@ -8,7 +8,6 @@ from base_model import require_whole
 from base_model.plan.adapters import RANK
 from base_model.train.gpus import card
 from base_model.train.methods import adapter_of, method_of
-from base_model.train.operations import Tape
 from base_model.train.recommend import place_of, verdict_of
 from base_model.train.time import time_on
 from base_model.train.trainer import WORKSPACE_BYTES, measured
@@ -19,6 +18,8 @@ MILLION = 1_000_000
 
 def cards_table(config: Any, names: list[str], tokens: int, batch: int) -> pd.DataFrame:
     """One row per card: whether a step of TRL's defaults, LoRA on all linear layers, fits, and how long it takes."""
+    from base_model.train.operations import Tape
+
     require_whole("tokens", tokens, least=2)
     require_whole("batch", batch)
     known = {on["gpu"]: on for on in map(card, names)}  # first: a name that is not known is told at once

@@ -106,6 +106,7 @@ def recommend(
     `tokens` is the longest text; `epoch` gives the tokens of one epoch, padding included, at a batch size, where there
     is data. An interrupt keeps what was found.
     """
+    from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm.auto import tqdm
 
     require_whole("tokens", tokens, least=2)
@@ -113,7 +114,9 @@ def recommend(
     tried = [(method, checkpointing) for method in METHODS for checkpointing in (True, False)]
     rows = []
     try:
-        for method, checkpointing in tqdm(tried, desc="Planning", delay=3, leave=False):
+        for method, checkpointing in tqdm(
+            tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
+        ):
             search = Search(config, place, method, checkpointing, tokens, devices)
             rows.append(row_of(search, epoch))
     except KeyboardInterrupt:

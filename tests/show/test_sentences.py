@@ -47,7 +47,12 @@ def test_the_table_of_the_answer_has_each_method_once(answer):
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.0001, 0.0002, "0.36 to 0.72 s"), (0.3, 0.5, "18 to 30 min"), (2.0, 3.25, "2.0 to 3.2 h"), (210, 340, "210 to 340 h")],
+    [
+        (0.0001, 0.0002, "0.36 to 0.72 s"),
+        (0.3, 0.5, "18 to 30 min"),
+        (2.0, 3.25, "2.0 to 3.2 h"),
+        (210, 340, "210 to 340 h"),
+    ],
 )
 def test_time_has_the_unit_that_suits_it(low, high, words):
     assert sentences.epoch_in_words({"hours_low": low, "hours_high": high}) == words
@@ -89,7 +94,10 @@ def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
 
 
 def test_a_method_has_one_colour_and_no_component_has_it():
-    colours = [answer_charts.method_colour(name) for name in ("full fine-tuning, 8-bit Adam", "QLoRA r16", "LoRA", "DoRA", "IA-3")]
+    colours = [
+        answer_charts.method_colour(name)
+        for name in ("full fine-tuning, 8-bit Adam", "QLoRA r16", "LoRA", "DoRA", "IA-3")
+    ]
     assert len(set(colours)) == 5
     assert not set(colours) & set(mt.plot_components.__globals__["COLOURS"].values())
 
@@ -101,7 +109,9 @@ def test_labels_are_kept_apart_and_within():
 
 
 def test_cards_are_bars_with_their_range():
-    table = pd.DataFrame({"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 1.0, "low_s": 0.75, "high_s": 1.25})
+    table = pd.DataFrame(
+        {"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 1.0, "low_s": 0.75, "high_s": 1.25}
+    )
     ax = mt.plot_gpus(table.assign(hours_per_million=[0.2, 2.0]))
     assert [text.get_text() for text in ax.texts[:2]] == ["0.15 to 0.25 h, fits", "1.5 to 2.5 h, does not fit"]
     assert ax.get_title(loc="left") == "The A is 10 times as fast as the B"
