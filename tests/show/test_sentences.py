@@ -1,5 +1,7 @@
 """The sentences that end each section: computed from the table, in whole words."""
 
+import itertools
+
 import pandas as pd
 import pytest
 
@@ -104,7 +106,7 @@ def test_a_method_has_one_colour_and_no_component_has_it():
 
 def test_labels_are_kept_apart_and_within():
     places = answer_charts.spread([0.0, 0.0, 0.5, 0.98, 0.99, 1.0], 0.1)
-    assert all(after - before >= 0.1 - 1e-9 for before, after in zip(places, places[1:], strict=False))
+    assert all(after - before >= 0.1 - 1e-9 for before, after in itertools.pairwise(places))
     assert places[0] == 0 and places[-1] <= 1 and places[2] == 0.5
 
 
