@@ -8,31 +8,18 @@
 # make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
 # make refresh    renew the committed notebook outputs and the pictures in charts/
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-MODEL ?= meta-llama/Llama-3.2-3B-Instruct
-NAME = $(shell basename "$(MODEL)")
-NOTEBOOK := base_model_visualize.ipynb
-DEMO := SmolLM2-135M-Instruct
-# `make lab` without a MODEL opens on the demo model when it is there
-LAB_MODEL = $(if $(filter file,$(origin MODEL)),$(or $(patsubst %/config.json,%,$(wildcard $(DEMO)/config.json)),$(MODEL)),$(MODEL))
-RUN_NAME = $(shell basename "$(LAB_MODEL)")
-BIN := .venv/bin
-READY := .venv/ready
-TEST_READY := .venv/test-ready
-DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
-SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/*/*.py base_model/show/report_page/*)
+# Whatever is given on the command line (MODEL, DOWNLOAD, PROMPT, ...) goes through the environment, as it stands, to
+# Python, which makes the names of files; no shell reads it, nor does make, which would run a $(shell ...) in it.
+$(foreach given,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(given)))),\
+	$(eval override $(given) := $$(value $(given)))$(eval export $(given))))
 
-# Nobody watches an executed notebook: no progress bars, and no time stamps that differ from run to run. The kernel is
-# reached through files of its own (ipc): by the network, which is the default, it warns of being heard.
-EXECUTE := HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute $(NOTEBOOK) \
-	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
-	--KernelManager.transport=ipc --KernelManager.ip="$$(mktemp -u)-kernel" --log-level=WARN --output-dir
-# Text that was printed word by word, as one output.
-MERGE := $(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True --log-level=ERROR
-
-# A page of text, tables and charts in one file: no code cells, no script, nothing from the network.
-PAGE := $(BIN)/jupyter nbconvert --to html --no-input --template report_page \
-	--TemplateExporter.extra_template_basedirs=base_model/show --log-level=ERROR --output report.html
+override NOTEBOOK := base_model_visualize.ipynb
+override DEMO := SmolLM2-135M-Instruct
+override BIN := .venv/bin
+override READY := .venv/ready
+override TEST_READY := .venv/test-ready
+override DEMO_RUN := runs/$(DEMO)/$(NOTEBOOK)
+override SOURCES := $(NOTEBOOK) model_tools.py $(wildcard base_model/*.py base_model/*/*.py base_model/show/report_page/*)
 
 .PHONY: demo demo-model notebook report train zip lab test benchmark refresh
 
@@ -43,19 +30,13 @@ demo: $(DEMO_RUN)
 	@echo "Read it: make lab, then open $(DEMO_RUN)"
 
 $(DEMO_RUN): $(SOURCES) | demo-model
-	MODEL=$(DEMO) $(EXECUTE) runs/$(DEMO)
-	@$(MERGE) $@
-	$(PAGE) $@
+	$(BIN)/python model_tools.py notebook $(DEMO)
 
 notebook: $(READY)
-	@$(BIN)/python model_tools.py get "$(MODEL)"
-	MODEL="$(MODEL)" $(EXECUTE) "runs/$(NAME)"
-	@$(MERGE) "runs/$(NAME)/$(NOTEBOOK)"
-	$(PAGE) "runs/$(NAME)/$(NOTEBOOK)"
-	@echo "Made: runs/$(NAME)/"
+	$(BIN)/python model_tools.py notebook
 
 report: $(READY)
-	$(PAGE) "runs/$(RUN_NAME)/$(NOTEBOOK)"
+	$(BIN)/python model_tools.py page
 
 train: demo-model
 	$(BIN)/python model_tools.py train $(DEMO)
@@ -63,8 +44,9 @@ train: demo-model
 zip:
 	git archive --format=zip --output=base_model_visualize.zip HEAD
 
-lab: $(READY)
-	MODEL="$(LAB_MODEL)" PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab $(NOTEBOOK)
+lab: $(READY)  # without a MODEL, on the demo model where it is there
+	@test -n "$${MODEL+given}" || ! test -f $(DEMO)/config.json || export MODEL=$(DEMO); \
+	PYTHONPATH="$$PWD" exec $(BIN)/jupyter lab $(NOTEBOOK)
 
 test: $(TEST_READY) demo-model
 	$(BIN)/ruff check .
@@ -85,8 +67,9 @@ demo-model: $(READY)
 	@HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/python model_tools.py demo
 
 $(READY): requirements.txt
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
-	$(PYTHON) -m venv .venv
+	@"$${PYTHON:-$$(command -v python3.11 || command -v python3)}" -c \
+	"import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
+	"$${PYTHON:-$$(command -v python3.11 || command -v python3)}" -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	@touch $@
 

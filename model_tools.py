@@ -30,7 +30,7 @@ from base_model.run.served import generate_served
 from base_model.run.timing import Generation
 from base_model.show.charts import plot_components, plot_layers, plot_models, plot_parameters, plot_storage, save_chart
 from base_model.show.data_charts import plot_lengths
-from base_model.show.plan_charts import plot_adapters, plot_insertion, plot_memory, plot_training
+from base_model.show.plan_charts import plot_adapters, plot_insertion, plot_ladder, plot_memory, plot_training
 from base_model.show.report import read_report
 from base_model.show.run_charts import plot_limits, plot_runs
 from base_model.show.words import compare_runs, markdown_table, readable, run_conditions, show, takeaways, to_markdown
@@ -45,10 +45,13 @@ from base_model.train.planning import (
     insertion_points,
     plan_adapters,
     plan_inference,
+    plan_time,
     plan_trainer,
     plan_training,
+    recommend,
     settings,
     skeleton,
+    training_ladder,
     try_training,
     write_script,
 )
@@ -61,11 +64,12 @@ __all__ = [
     "format_bytes", "format_count", "generate_manually", "generate_served", "generate_with_pipeline", "gpus",
     "group_parameters", "hub_facts", "insertion_points", "kv_cache_bytes", "limits_in_words", "list_files",
     "load_model", "markdown_table", "memory_bandwidth", "open_model", "plan_adapters", "plan_inference",
-    "plan_trainer", "plan_training", "plot_adapters", "plot_components", "plot_insertion", "plot_layers",
-    "plot_lengths", "plot_limits", "plot_memory", "plot_models", "plot_parameters", "plot_runs", "plot_storage",
-    "plot_training", "read_report", "read_tensors", "readable", "remove_leftovers", "run_both", "run_conditions",
-    "save_chart", "settings", "show", "show_prompt", "show_tokens", "skeleton", "speed_limit", "takeaways",
-    "text_lengths", "this_machine", "to_markdown", "try_training", "write_report", "write_script",
+    "plan_time", "plan_trainer", "plan_training", "plot_adapters", "plot_components", "plot_insertion",
+    "plot_ladder", "plot_layers", "plot_lengths", "plot_limits", "plot_memory", "plot_models", "plot_parameters",
+    "plot_runs", "plot_storage", "plot_training", "read_report", "read_tensors", "readable", "recommend",
+    "remove_leftovers", "run_both", "run_conditions", "save_chart", "settings", "show", "show_prompt",
+    "show_tokens", "skeleton", "speed_limit", "takeaways", "text_lengths", "this_machine", "to_markdown",
+    "training_ladder", "try_training", "write_report", "write_script",
 ]  # fmt: skip
 
 if __name__ == "__main__":

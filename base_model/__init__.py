@@ -51,6 +51,11 @@ def visible(name: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
+def visible_text(text: str) -> str:
+    """A text of several lines, safe to print: only line ends and tabs are left of what is not printable."""
+    return "".join(char if char in "\n\t" else visible(char) for char in text)
+
+
 def storable(name: str) -> str:
     """A name that a table can hold: bytes that are no UTF-8, which Arrow refuses, are written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, require_whole, storable, visible
-from base_model.architecture.checks import run_checks
+from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied, read_architecture
 from base_model.hub import download, remote
@@ -22,6 +22,7 @@ from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.run.tuned import answers
 from base_model.show.report import save_report
+from base_model.show.saving import in_home
 from base_model.text.tokens import describe_tokenizer
 from base_model.train import script, trial
 from base_model.train.planning import write_script
@@ -76,7 +77,9 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     found = locate(model)
     with without_collector():
         headers = model_headers(found.folder, found.headers)
-        return tensor_table(headers, read_config(found.folder), is_tied)
+        table = tensor_table(headers, read_config(found.folder), is_tied)
+    warn_of_packed(found.folder, table)
+    return table
 
 
 def check_model(model: str | Path) -> pd.DataFrame:
@@ -93,8 +96,9 @@ def check_model(model: str | Path) -> pd.DataFrame:
 def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
     """Models side by side, from headers and config.json; one row each, indexed by name. Read it as `readable(...).T`.
 
-    Columns: `parameters`, `bytes`, `dtype`, `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`,
-    `heads`, `kv_heads`, `vocabulary`, `context` (tokens), `tied`, and of each component its `..._share` of 0 to 1.
+    Columns: `parameters`, `active` (used by one token: fewer than all in a mixture of experts), `bytes`, `dtype`,
+    `bits_per_parameter`, `layers`, `hidden_size`, `intermediate_size`, `heads`, `kv_heads`, `vocabulary`, `context`
+    (tokens), `tied`, and of each component its `..._share` of 0 to 1.
     """
     models = [models] if isinstance(models, str | Path) else list(models)
     return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
@@ -128,7 +132,7 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}
     about = {"name": local_folder(model).name, "commits": download.commits(folder_of(model))}
-    return save_report(Path(folder).expanduser(), about, tables, tensors)
+    return save_report(in_home(folder), about, tables, tensors)
 
 
 def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int) -> dict[str, pd.DataFrame]:

@@ -17,29 +17,38 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from base_model import ModelError, by_name, visible
-from base_model.hub.demo import make_demo_model
+from base_model import ModelError, by_name, visible, visible_text
+from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
-from base_model.hub.locate import local_folder
+from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
+from base_model.show.page import last_run, run_notebook, write_page
 from base_model.show.words import in_units, readable
-from base_model.train.planning import compare_training, plan_adapters, plan_inference
+from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
+from base_model.train.recommend import RULE
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
+DEFAULT = "meta-llama/Llama-3.2-3B-Instruct"
 app = typer.Typer(
     help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or a Hub id (org/name); a folder wins.", show_default=False)
 ]
+# From the environment where it is not given: so `make` hands it over without a shell that could read it as a command.
+Named = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; else the variable MODEL.", show_default=False),
+]
+Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
 
 
 @app.command()
 def get(
     model: Model,
-    download: Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")] = True,
+    download: Download = True,
 ) -> None:
     """Find or download a model; print where it is."""
     with _aside():
@@ -80,19 +89,31 @@ def plan(
     model: Model,
     tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
     batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="The card to tune on, such as 'RTX 4090'.", show_default=False)
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Or its memory, such as 24GiB.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your texts: the longest, and an epoch.", show_default=False)
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Say what running and tuning a model will take.
 
-    Its config.json is enough: no weights are needed.
+    With --gpu, --memory or --data: the methods that fit, best first. A config.json is enough: no weights are needed.
     """
     with _aside():
-        tables = {
-            "machine": this_machine(),
-            "inference": plan_inference(model),
-            "adapters": plan_adapters(model),
-            "training": compare_training(model, tokens, batch),
-        }
+        if gpu or memory or data:
+            tables = {"answer": recommend(model, gpu, memory, data, tokens, devices)}
+            print(RULE)
+        else:
+            tables = {
+                "machine": this_machine(),
+                "inference": plan_inference(model),
+                "adapters": plan_adapters(model),
+                "training": compare_training(model, tokens, batch),
+            }
     _print(tables, as_json)
 
 
@@ -147,6 +168,23 @@ def report(
     print(path)
 
 
+@app.command()
+def notebook(model: Named = None, download: Download = True) -> None:
+    """Run the notebook on a model; print its folder."""
+    with _aside():
+        folder = run_notebook(open_model(os.environ.get("MODEL", DEFAULT) if model is None else model, download))
+    print(folder)
+
+
+@app.command()
+def page(model: Named = None) -> None:
+    """Make the last run's page without code anew."""
+    with _aside():
+        usual = DEMO if is_complete(HERE / DEMO) else DEFAULT
+        path = write_page(last_run(os.environ.get("MODEL", usual) if model is None else model))
+    print(path)
+
+
 def main() -> None:
     """Run the command that the arguments name; without any, print the help."""
     app(prog_name=None if Path(sys.argv[0]).suffix == ".py" else "base-model")
@@ -160,19 +198,21 @@ def _aside() -> Iterator[None]:
         try:
             yield
         except ModelError as error:
-            print(error)
+            print(visible_text(str(error)))
             raise typer.Exit(1) from None
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"Warning: {message}", file=sys.stderr)
+    print(f"Warning: {visible_text(str(message))}", file=sys.stderr)
 
 
 def _print(tables: Mapping[str, pd.DataFrame], as_json: bool) -> None:
     """One table, or several under their names."""
     if as_json:
         records = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        print(json.dumps(records if len(records) > 1 else next(iter(records.values())), indent=1, ensure_ascii=False))
+        print(
+            json.dumps(records if len(records) > 1 else next(iter(records.values())), indent=1)
+        )  # ASCII: safe to print
         return
     for name, table in tables.items():
         heading = f"{name}\n" if len(tables) > 1 else ""

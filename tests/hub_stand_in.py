@@ -4,6 +4,7 @@
 `hub.requests` records every request as it arrives, so that tests can count requests and bytes.
 """
 
+import gzip
 import hashlib
 import json
 import re
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,11 +76,13 @@ class HubStandIn(ThreadingHTTPServer):
         about: dict | None = None,  # more of the model's page: `safetensors`, `cardData`
         ranges: bool = True,  # False: always the whole file
         cdn: bool = False,  # large files from another host, as the Hub has it
+        hostile: tuple[str, Callable] | None = None,  # what answers the requests ("METHOD /path") that match, see below
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.fault, self.pause, self.cut, self.corrupt = fault, pause, dict(cut or {}), corrupt
         self.listed, self.about, self.ranges, self.cdn = listed or {}, about or {}, ranges, cdn
+        self.hostile, self.over = hostile, threading.Event()
         self.requests: list[Request] = []
         self.snapshots = {name: _snapshot(place) for name, place in {"main": folder, **(revisions or {})}.items()}
         self.snapshots |= {snapshot.commit: snapshot for snapshot in self.snapshots.values()}
@@ -90,6 +93,7 @@ class HubStandIn(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_) -> None:
+        self.over.set()
         self.shutdown()
         self.server_close()
 
@@ -129,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self, path: str) -> None:
+        if self.server.hostile and re.match(self.server.hostile[0], f"{self.command} {path}"):
+            self.close_connection = True
+            return self.server.hostile[1](self)
         status, headers, hit = FAULTS[self.server.fault]
         if re.match(hit, f"{self.command} {path}"):
             self._send_json(status, {"error": "as the test wished"}, headers)
@@ -142,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_at(self.server.snapshots.get(match["revision"] or "main"), match)
         else:
             self._send_json(404, {"error": "no such page"}, {})
+        return None
 
     def _answer_at(self, snapshot: Snapshot | None, match: re.Match) -> None:
         hub, name = self.server, match.groupdict().get("name")
@@ -251,3 +259,71 @@ def _digest(kind: str, path: Path, prefix: bytes = b"") -> str:
     for part in [path.name.encode()] if size > HASHED else _chunks(path, range(size)):
         digest.update(part)
     return digest.hexdigest()
+
+
+# --- Hostile answers, given as `hostile`: until the stand-in ends, or the client goes away
+
+BOMB = gzip.compress(gzip.compress(b" " * (300 << 20), 1))  # some kilobytes that unpack to 300 MiB
+
+
+def start_answer(handler: BaseHTTPRequestHandler, *headers: str, status: int = 200) -> None:
+    lines = [f"HTTP/1.1 {status} Whatever", "Content-Type: application/json", "Connection: close", *headers]
+    handler.wfile.write("\r\n".join([*lines, "", ""]).encode())
+
+
+def endless(handler, status: int = 200) -> None:
+    """A body without an end, as fast as it goes."""
+    start_answer(handler, status=status)
+    while not handler.server.over.is_set():
+        handler.wfile.write(b" " * CHUNK)
+
+
+def endless_refusal(handler) -> None:
+    endless(handler, 500)
+
+
+def drip(handler) -> None:
+    """A body of one byte every tenth of a second."""
+    start_answer(handler, "Content-Length: 1000000")
+    while not handler.server.over.wait(0.1):
+        handler.wfile.write(b" ")
+
+
+def drip_head(handler) -> None:
+    """A head of the answer that comes byte by byte."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while not handler.server.over.wait(0.1):
+        handler.wfile.write(b"x")
+
+
+def hold(handler) -> None:
+    """A body that stops before it is whole; the line stays open."""
+    start_answer(handler, "Content-Length: 1000000", "X-Repo-Commit: " + "0" * 40, 'ETag: "x"')
+    handler.wfile.write(b"{")
+    handler.server.over.wait()
+
+
+def silence(handler) -> None:
+    handler.server.over.wait()
+
+
+def bomb(handler) -> None:
+    """A compressed body, though none was asked for."""
+    start_answer(handler, "Content-Encoding: gzip, gzip", f"Content-Length: {len(BOMB)}")
+    handler.wfile.write(BOMB)
+
+
+def busy_for_ever(handler) -> None:
+    start_answer(
+        handler, "Retry-After: 1000000000", 'RateLimit: "api";r=0;t=1000000000', "Content-Length: 0", status=429
+    )
+
+
+def answer_with(text: str) -> Callable:
+    """An answer of these words, whatever was asked."""
+
+    def answer(handler) -> None:
+        start_answer(handler, f"Content-Length: {len(text.encode())}")
+        handler.wfile.write(text.encode())
+
+    return answer

@@ -1,6 +1,7 @@
 """The command: answers on standard output, everything else on standard error, faults as one sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -23,11 +24,11 @@ def run(*words, cwd=ROOT, seconds=120, **more):
 def test_without_arguments_the_help_is_shown():
     done = run()
     assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    for verb in ("get", "demo", "files", "check", "plan", "train", "report"):
+    for verb in ("get", "demo", "files", "check", "plan", "train", "report", "notebook", "page"):
         assert f"\n  {verb} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report"])
+@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report", "notebook", "page"])
 def test_each_verb_explains_itself(verb):
     done = run(verb, "--help")
     assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
@@ -52,6 +53,15 @@ def test_check_tells_by_its_exit_code(toy, tmp_path):
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
     assert run("check", odd).returncode == 1
+
+
+def test_plan_for_a_card_is_the_answer(toy):
+    done = run("plan", toy, "--memory", "700MiB", "--tokens", "32", "--json", seconds=400)
+    rows = json.loads(done.stdout)
+    assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
+    assert "What fits stands first" in done.stderr
+    refused = run("plan", toy, "--gpu", "RTX 4091")
+    assert refused.returncode == 1 and "4090" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_plan_needs_settings_alone(toy, tmp_path):
@@ -91,6 +101,13 @@ def test_a_fault_is_one_sentence_and_exit_code_1(tmp_path):
     assert done.stderr.startswith(f"There is no folder {tmp_path / 'nothing'}.") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", ["notebook", "page"])
+def test_a_model_may_come_from_the_environment(verb, tmp_path):
+    done = run(verb, MODEL="-rf x", cwd=tmp_path)
+    assert done.returncode == 1 and "-rf x" in done.stderr and done.stderr.count("\n") == 1
+    assert run(verb, MODEL="").stderr.startswith("No model was named.")
+
+
 def test_wrong_usage_is_exit_code_2(toy):
     assert run("plan", toy, "--tokens", "many").returncode == 2
     assert run("fetch", toy).returncode == 2
@@ -102,3 +119,14 @@ def test_a_warning_is_a_line_on_standard_error(toy, tmp_path):
     done = run("files", folder)
     assert done.returncode == 0 and "stray" not in done.stderr.splitlines()[0][:8]
     assert done.stderr.startswith("Warning: No parameters are counted in one file.")
+
+
+def test_names_cannot_steer_the_terminal(toy, tmp_path):
+    odd = "a\x1b[31m\x9b2J\u202e.json"
+    folder = shutil.copytree(toy, tmp_path / "model")
+    (folder / odd).write_text("{}")
+    (folder / f"model-{odd}.safetensors").write_text("{}")
+    for words in (["files", folder], ["files", folder, "--json"], ["files", tmp_path / odd]):
+        done = run(*words)
+        assert not [char for char in done.stdout + done.stderr if not char.isprintable() and char != "\n"], words
+    assert odd in {row["file"] for row in json.loads(run("files", folder, "--json").stdout)}

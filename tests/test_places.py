@@ -10,11 +10,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from base_model.show.page import write_page
 from tests.conftest import ROOT
 from tests.lab import browser_page, jupyter_lab, run_all
 from tests.test_notebook import CHARTS, NOTEBOOK, REPORT, code_cells, printed
-
-PAGE = re.search(r"PAGE := \$\(BIN\)/jupyter (.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,7 @@ def papermilled(toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(papermilled):
     """The page that `make report` makes, of that run."""
-    options = PAGE.replace("\\", " ").replace("base_model/show ", f"{ROOT / 'base_model' / 'show'} ").split()
-    subprocess.run([sys.executable, "-m", "jupyter", *options, str(papermilled)], check=True, timeout=120)
-    return papermilled.parent / "report.html"
+    return write_page(papermilled)
 
 
 def test_a_page_that_came_alone_says_the_line_to_run(tmp_path):

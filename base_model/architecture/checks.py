@@ -18,8 +18,9 @@ from base_model.architecture.config import (
     read_architecture,
     skeleton_of,
 )
+from base_model.architecture.experts import active_parameters, experts_of
 from base_model.read.counting import quantization_of
-from base_model.read.folder import Index, read_config, read_index, weight_files
+from base_model.read.folder import Index, read_config, read_index, warn_of_oddities, weight_files
 from base_model.read.headers import Header, read_valid_header
 from base_model.read.tensors import tensor_table
 
@@ -43,6 +44,7 @@ def run_checks(folder: Path, known: Mapping[str, Header] | None = None) -> list[
     paths = weight_files(folder, index)
     headers: dict[str, Header] = dict(known or {})
     files = [_length(path, headers) for path in paths]
+    warn_of_oddities(folder, headers, [path.name for path in paths])
     table = tensor_table(headers, config, is_tied)
     described = [*_head(config, table), *_architecture(folder, table)]
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says
@@ -102,15 +104,50 @@ def _architecture(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
     are layers beyond the architecture's that its class skips on purpose: those that predict several tokens.
     """
     try:
-        config = read_architecture(folder)
-        skeleton = skeleton_of(config)
+        yield from _against_skeleton(folder, table)
     except ModelError as error:
         warnings.warn(f"Parameters are not compared with the architecture: {error}", ModelWarning, stacklevel=4)
-        return
+
+
+def _against_skeleton(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
+    config = read_architecture(folder)
+    skeleton = skeleton_of(config)
     if (named := class_names(config)) and type(skeleton).__name__ not in named:
         return  # the text model of a larger one
     rules = skeleton._keys_to_ignore_on_load_unexpected or ()
     beyond = table["layer"].fillna(-1) >= layers_of(config)
     left_out = beyond & table["tensor"].map(lambda name: any(re.search(rule, name) for rule in rules))
-    found = int(table.loc[~left_out, "parameters"].sum())
-    yield _compare("architecture: parameters", count_parameters(skeleton), found)
+    kept = table.loc[~left_out]
+    yield _compare("architecture: parameters", count_parameters(skeleton), int(kept["parameters"].sum()))
+    yield from _active(config, kept)
+
+
+def _active(config: Any, table: pd.DataFrame) -> Iterator[Check]:
+    """The parameters that one token uses: by the architecture, and by the names of the stored experts.
+
+    Nothing for a dense model, and where the names do not tell the experts from the rest.
+    """
+    try:
+        experts = experts_of(config)
+    except ModelError as error:
+        warnings.warn(f"Active parameters are not compared: {error}", ModelWarning, stacklevel=5)
+        return
+    stored = int(table.loc[table["tensor"].str.contains(r"\.experts\."), "parameters"].sum())
+    if experts is not None and stored:
+        idle = stored * (experts[0] - experts[1]) // experts[0]
+        found = int(table["parameters"].sum()) - idle
+        yield _compare("architecture: active parameters per token", active_parameters(config), found)
+
+
+def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
+    """A ModelWarning where packed weights were unpacked to another number than the architecture has, dense."""
+    unpacked = table["parameters"].gt(0) & table["parameters"].ne(table["elements"])
+    if not unpacked.any() or not isinstance(read_config(folder).get("model_type"), str):
+        return
+    try:
+        parameters = next(_against_skeleton(folder, table), None)
+    except ModelError:  # an architecture that is not known here is no witness; `check_model` says so
+        return
+    if parameters is not None and not parameters.match:
+        words = f"The weights are packed: unpacked they are {parameters.found} parameters, the architecture has"
+        warnings.warn(f"{words} {parameters.expected}.", ModelWarning, stacklevel=3)

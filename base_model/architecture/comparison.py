@@ -9,6 +9,7 @@ import pandas as pd
 
 from base_model import COMPONENTS, ModelError, ModelWarning
 from base_model.architecture.config import is_tied, read_architecture
+from base_model.architecture.experts import active_parameters, experts_of
 from base_model.read.folder import read_config
 
 # Column: the name that transformers gives it for every architecture, whatever its config.json says.
@@ -30,7 +31,9 @@ def model_table(models: Sequence[tuple[str | Path, Path, pd.DataFrame]]) -> pd.D
     names = [Path(model).name for model, _, _ in models]
     labels = [name if names.count(name) == 1 else str(model) for name, (model, _, _) in zip(names, models, strict=True)]
     rows = [_row(folder, tensors) for _, folder, tensors in models]
-    return pd.DataFrame(rows, index=pd.Index(labels, name="model")).astype(dict.fromkeys(SETTINGS, "Int64"))
+    return pd.DataFrame(rows, index=pd.Index(labels, name="model")).astype(
+        dict.fromkeys(("active", *SETTINGS), "Int64")
+    )
 
 
 def _row(folder: Path, tensors: pd.DataFrame) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def _row(folder: Path, tensors: pd.DataFrame) -> dict[str, Any]:
     by_component = tensors.groupby("component")["parameters"].sum().reindex(COMPONENTS, fill_value=0)
     return {
         "parameters": parameters,
+        "active": _active(folder, parameters),
         "bytes": size,
         "dtype": ", ".join(tensors.groupby("dtype")["bytes"].sum().sort_values(ascending=False).index),
         "bits_per_parameter": size * 8 / max(parameters, 1),
@@ -45,6 +49,16 @@ def _row(folder: Path, tensors: pd.DataFrame) -> dict[str, Any]:
         "tied": is_tied(read_config(folder)),
         **{f"{name}_share": count / max(parameters, 1) for name, count in by_component.items()},
     }
+
+
+def _active(folder: Path, parameters: int) -> int | Any:
+    """The parameters that one token uses: all of a dense model's; <NA> where the architecture is not known."""
+    try:
+        config = read_architecture(folder)
+        return parameters if experts_of(config) is None else active_parameters(config)
+    except (ModelError, ValueError) as error:  # ValueError: several text models in one
+        warnings.warn(f"{folder.name}: active parameters are not known. {error}", ModelWarning, stacklevel=6)
+        return pd.NA
 
 
 def _settings(folder: Path) -> dict[str, Any]:

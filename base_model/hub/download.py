@@ -1,17 +1,18 @@
 """A download from the Hub: planned and said before it begins, stopped at once when asked, checked at its end."""
 
 import hashlib
-import queue
+import re
 import shutil
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, format_bytes
+from base_model import ModelError, format_bytes, visible
 from base_model.hub.access import HubId, faults_in_words, model_info
+from base_model.hub.limits import ask, file_of, require_wanted, side_by_side
 from base_model.read.folder import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES
 
 # Copies that transformers does not read: the publisher's own layout, and other formats of the same weights.
@@ -22,6 +23,7 @@ LEFT_OUT = [
 ]  # fmt: skip
 RECORDS = Path(".cache", "huggingface", "download")  # where the Hub client notes what it brought into a folder
 CONNECTIONS = 4
+UNSAFE = r"^/|^\w:|[\\\0]|(^|/)(\.{0,2}/|\.{0,2}$)"  # leads elsewhere, on one system or another
 
 
 class NoSpaceError(ModelError):
@@ -46,6 +48,11 @@ def make_plan(model: HubId, folder: Path) -> Plan:
     info = model_info(model)
     files = {file.rfilename: file for file in info.siblings}
     needed = set(filter_repo_objects(files, ignore_patterns=LEFT_OUT))
+    if unsafe := [name for name in needed if re.search(UNSAFE, name)]:
+        raise ModelError(
+            f"{model.name} lists {visible(unsafe[0])!r}, a name that leads out of its folder: nothing was downloaded. "
+            "Tell the model's authors, or pick another model."
+        )
     there = {name for name in needed if _is_current(folder, files[name])}
     groups = [needed - there, there, files.keys() - needed]
     return Plan(
@@ -82,9 +89,8 @@ def _announcement(model: HubId, folder: Path, plan: Plan, free: int) -> str:
         lines.append(
             f"Left out, since transformers does not read them (original/, other formats): {_amount(plan.left_out)}."
         )
-    if unfinished := leftovers(folder):
-        size = sum(path.stat().st_size for path in unfinished)
-        lines.append(f"Unfinished files of a killed download take {format_bytes(size)}: `remove_leftovers` frees them.")
+    if words := on_leftovers(folder):
+        lines.append(words)
     return "\n".join(lines)
 
 
@@ -145,9 +151,10 @@ def _require_no_strangers(folder: Path, names: list[str]) -> None:
         if (folder / name).exists() and not (record and _is_unchanged(folder / name, record)):
             strangers.append(name)
     if strangers:
+        files = ", ".join(map(visible, strangers))
         raise ModelError(
-            f"{folder} already holds {', '.join(strangers)}, not downloaded by the Hub client or changed since; the "
-            "download would replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
+            f"{folder} already holds {files}, not downloaded by the Hub client or changed since; the download would "
+            "replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
 
 
@@ -167,39 +174,20 @@ def _require_access(model: HubId) -> None:
     from huggingface_hub import HfApi
 
     with faults_in_words(model.name):
-        HfApi().auth_check(model.name)
-
-
-class _Stopped(Exception):
-    """Ends a transfer from within its progress bar."""
+        ask(lambda: HfApi().auth_check(model.name))
 
 
 def _bring(model: HubId, folder: Path, plan: Plan) -> None:
-    """Download the coming files over some connections at once, smallest first, so that faults show early.
-
-    The work is done in daemon threads and waited for without a lock, since nothing else lets Ctrl-C in: the client
-    itself would finish its running files first.
-    """
+    """Download the coming files over some connections at once, smallest first, so that faults show early."""
     from huggingface_hub.utils import tqdm
 
-    names: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in sorted(plan.coming, key=lambda name: plan.coming[name]):
-        names.put(name)
-    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
     earlier = set(leftovers(folder))
     # disable=None: quiet where nobody watches, in a pipe or a file
     total = tqdm(total=sum(plan.coming.values()), desc="all files", unit="B", unit_scale=True, disable=None)
-    arguments = (model, folder, plan.commit, names, done, stop, total)
-    workers = [threading.Thread(target=_work, args=arguments, daemon=True) for _ in range(CONNECTIONS)]
+    by_size = sorted(plan.coming.items(), key=lambda item: item[1])
     try:
-        for worker in workers:
-            worker.start()
-        for _ in plan.coming:
-            if fault := done.get():
-                raise fault
+        side_by_side([partial(_fetch, model, folder, plan.commit, *item, total) for item in by_size], CONNECTIONS)
     except BaseException as error:
-        stop.set()
         _drop(set(leftovers(folder)) - earlier)
         if isinstance(error, KeyboardInterrupt):
             _say_what_is_left(folder, plan)
@@ -215,8 +203,8 @@ def _drop(unfinished: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: threading.Event, total: Any) -> None:
-    """One connection: file after file until there is none left, or until it is stopped."""
+def _fetch(model: HubId, folder: Path, commit: str, name: str, size: int, total: Any) -> None:
+    """Bring one file, unless it is stopped."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import tqdm
 
@@ -224,25 +212,18 @@ def _work(model: HubId, folder: Path, commit: str, names: Any, done: Any, stop: 
         """The client's progress bar of one file, which ends the transfer when it is stopped."""
 
         def __init__(self, *arguments: Any, **options: Any):
-            super().__init__(*arguments, **{**options, "desc": name})  # the client would show the end of a long address
+            super().__init__(
+                *arguments, **{**options, "desc": visible(name)}
+            )  # the client would show the end of a long address
 
         def update(self, n: float | None = 1) -> bool | None:
-            """Called with each piece of the file; raises _Stopped instead when it is over."""
-            if stop.is_set():
-                raise _Stopped
+            """Called with each piece of the file."""
+            require_wanted()
             total.update(n)
             return super().update(n)
 
-    while not stop.is_set():
-        try:
-            name = names.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            hf_hub_download(model.name, name, revision=commit, local_dir=folder, tqdm_class=Bar)
-            done.put(None)
-        except BaseException as error:  # whatever it is, the waiting side must hear of it
-            done.put(error)
+    with file_of(size):
+        hf_hub_download(model.name, name, revision=commit, local_dir=folder, tqdm_class=Bar)
 
 
 def _say_what_is_left(folder: Path, plan: Plan) -> None:
@@ -261,9 +242,9 @@ def verify(model: HubId, folder: Path) -> None:
     brought = commits(folder)
     revision = brought[0] if len(brought) == 1 else model.revision  # the branch may have moved on since
     with faults_in_words(model.name):
-        result = HfApi().verify_repo_checksums(model.name, revision=revision, local_dir=folder)
+        result = ask(lambda: HfApi().verify_repo_checksums(model.name, revision=revision, local_dir=folder))
     if result.mismatches:
-        names = ", ".join(mismatch["path"] for mismatch in result.mismatches)
+        names = ", ".join(visible(mismatch["path"]) for mismatch in result.mismatches)
         raise ModelError(f"In {folder}, {names} differ from the Hub's hashes. Delete them, then run this again.")
 
 
@@ -272,10 +253,18 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted((folder / RECORDS).rglob("*.incomplete"))
 
 
+def on_leftovers(folder: Path) -> str:
+    """What the unfinished files in a folder take, in a sentence; empty where there are none."""
+    unfinished = leftovers(folder)
+    size = sum(path.lstat().st_size for path in unfinished)
+    words = f"Unfinished files of a killed download take {format_bytes(size)}: `remove_leftovers` frees them."
+    return words if unfinished else ""
+
+
 def remove_leftovers(folder: str | Path) -> int:
     """Delete the unfinished files that killed downloads have left in a folder; the bytes that this frees."""
     unfinished = leftovers(Path(folder))
-    freed = sum(path.stat().st_size for path in unfinished)
+    freed = sum(path.lstat().st_size for path in unfinished)
     for path in unfinished:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return freed

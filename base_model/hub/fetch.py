@@ -27,6 +27,8 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     missing = completeness(target).missing if is_folder(target) else [f"{target} does not exist"]
     if missing and hub_id is None:
         raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {NEXT_STEP}{nearest(target)}")
+    if not missing and (words := download.on_leftovers(target)):
+        print(words)
     if missing and hub_id:
         with hint_at_spelling(target):
             download.download(hub_id, target)

@@ -10,25 +10,26 @@ import re
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, visible
+from base_model import ModelError, storable, visible
 from base_model.hub.access import HubId, faults_in_words, model_info
 from base_model.hub.download import RECORDS, commits
+from base_model.hub.limits import side_by_side
 from base_model.read.descriptions import describe_file
 from base_model.read.folder import (
     INDEX_FILE,
-    MAX_JSON_BYTES,
     SINGLE_FILE,
     TOKENIZER_FILES,
     read_config,
     read_index,
 )
-from base_model.read.headers import AGAIN, MAX_HEADER_BYTES
+from base_model.read.headers import AGAIN
+from base_model.read.limits import MAX_HEADER_BYTES, MAX_JSON_BYTES
 
 SETTINGS = ("config.json", INDEX_FILE, "quantize_config.json", "generation_config.json")
 TOKENIZER = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -51,10 +52,11 @@ def mirror(model: HubId) -> Path:
     _note_commit(folder, info.sha)
     _fill(model, folder, [name for name in SETTINGS if name in sizes])
     guesses = _header_guesses(folder, sizes)
-    with faults_in_words(model.name), ThreadPoolExecutor(CONNECTIONS) as pool:
-        headers = pool.map(lambda name: _get_header(model, info.sha, name, guesses[name], sizes[name]), guesses)
-        for name, content in zip(guesses, headers, strict=True):
-            _write(folder / name, content, sizes[name])
+    calls = [partial(_get_header, model, info.sha, name, guess, sizes[name]) for name, guess in guesses.items()]
+    with faults_in_words(model.name):
+        headers = side_by_side(calls, CONNECTIONS)
+    for name, content in zip(guesses, headers, strict=True):
+        _write(folder / name, content, sizes[name])
     return folder
 
 
@@ -70,15 +72,16 @@ def mirror_with_tokenizer(model: HubId) -> Path:
 def _fill(model: HubId, folder: Path, names: list[str]) -> None:
     """Put the content of some small files in the place of their holes."""
     commit = commits(folder)[0]
-    with faults_in_words(model.name), ThreadPoolExecutor(CONNECTIONS) as pool:
-        for name, content in zip(names, pool.map(lambda name: _get(model, commit, name), names), strict=True):
-            _write(folder / name, content, len(content))
+    with faults_in_words(model.name):
+        contents = side_by_side([partial(_get, model, commit, name) for name in names], CONNECTIONS)
+    for name, content in zip(names, contents, strict=True):
+        _write(folder / name, content, len(content))
 
 
 def listing(model: HubId) -> pd.DataFrame:
     """The columns of `list_files` from the public list alone; no parameters, for a model that may not be read."""
     files = pd.DataFrame(
-        [(file.rfilename, file.size or 0) for file in model_info(model).siblings], columns=["file", "size"]
+        [(storable(file.rfilename), file.size or 0) for file in model_info(model).siblings], columns=["file", "size"]
     )
     files = files[~files["file"].str.contains(r"(?:^|/)\.")].sort_values("file", ignore_index=True)
     files["parameters"] = pd.Series(pd.NA, index=files.index, dtype="Int64")

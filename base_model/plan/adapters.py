@@ -1,8 +1,8 @@
 """What an adapter adds, counted by PEFT itself: built on the skeleton, on the meta device, and measured there."""
 
-import json
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -16,29 +16,32 @@ from base_model.read.tensors import places
 COLUMNS = ("adapter", "trainable", "total", "share", "file_bytes", "targets", "layers", "note")
 POINTS = ("module", "layer", "component", "shape", "trainable")
 RANK = 16  # of the LoRA adapters that are planned unless others are given
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
 
 
 def default_adapters(skeleton: Any) -> dict[str, Any]:
     """The adapters that most people choose from, as `{name: PeftConfig}`.
 
-    Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, and
-    IA-3 and LN tuning all that there are.
+    Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, or, in
+    a model without attention, those that stand in its place, and IA-3 and LN tuning all that there are.
     """
     bitsandbytes()
     from peft import IA3Config, LNTuningConfig, LoraConfig
     from peft.utils import constants
 
     linear, placed, kind = linear_modules(skeleton), _placed(skeleton), skeleton.config.model_type
-    norms = placed.loc[placed["component"] == "norm", "module"].str.rpartition(".")[2].unique()
+    norms = dict.fromkeys(name.rpartition(".")[2] for name in placed.loc[placed["component"] == "norm", "module"])
     attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
-    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, attention)
+    usual = attention or [name for name, part in linear.items() if part != "mlp"] or list(linear)
+    refused = _refused_for_lora(skeleton, list(linear))
+    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
+        kind, [name for name in usual if name not in refused]
+    )
     ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, list(linear))
     inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, mlp)
     layer_norms = constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING.get(kind, list(norms))
     adapters = {
         f"LoRA r{RANK}": LoraConfig(r=RANK, target_modules=lora),
-        f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear"),
+        f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear", exclude_modules=refused or None),
         f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, target_modules=lora),
         "IA-3": IA3Config(target_modules=ia3, feedforward_modules=inner),
         "IA-3, all projections": IA3Config(target_modules=list(linear), feedforward_modules=mlp),
@@ -47,6 +50,20 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     for adapter in adapters.values():
         adapter.task_type = "CAUSAL_LM"
     return adapters
+
+
+def _refused_for_lora(skeleton: Any, names: list[str]) -> list[str]:
+    """The modules that PEFT refuses for LoRA: Mamba's kernel reads their weight and never calls them."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    refused = []
+    for name in names:
+        try:
+            _check_lora_target_modules_mamba(LoraConfig(), skeleton, name)
+        except ValueError:
+            refused.append(name)
+    return refused
 
 
 def linear_modules(skeleton: Any) -> dict[str, str]:
@@ -88,16 +105,16 @@ def _plan(config: Any, plain: Any, adapter: Any, excused: type[ModelError]) -> d
         model = attach(skeleton_of(config), adapter)
     except excused as error:
         return {"note": str(error)}
-    points = _points(model, plain)
+    points, size = _points(model, plain), _file_bytes(model)
     trainable, total = model.get_nb_trainable_parameters()
     return {
         "trainable": trainable,
         "total": total,
         "share": trainable / total,
-        "file_bytes": _file_bytes(model),
+        "file_bytes": size,
         "targets": ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in points["module"])),
         "layers": points["layer"].nunique(),
-        "note": _note(points, plain, model.peft_config["default"]),
+        "note": "; ".join(_notes(points, plain, model.peft_config["default"], size)),
     }
 
 
@@ -126,7 +143,8 @@ def attach(skeleton: Any, adapter: Any) -> Any:
         raise CannotBuildError(f"PEFT cannot build it without weights: {brief(error)}") from error
     except Exception as error:  # each method checks its settings in its own way
         raise ModelError(
-            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}. The linear modules are {names}."
+            f"PEFT refuses this {type(adapter).__name__}: {brief(error).rstrip('.')}."
+            + (f" The linear modules are {names}." if names else "")
         ) from error
 
 
@@ -157,42 +175,46 @@ def _owner(name: str, modules: dict[str, Any]) -> str:
     return parts[0]
 
 
-def _note(points: pd.DataFrame, plain: Any, adapter: Any) -> str:
-    """What a reader would not expect: targets without a module, layers left out."""
+def _file_bytes(model: Any) -> int | None:
+    """The size of the saved file; None where PEFT looks at values to save it."""
+    from base_model.plan.saved import file_bytes
+
+    try:
+        return file_bytes(model)
+    except (NotImplementedError, RuntimeError):  # how torch refuses to read a value that is not there
+        return None
+
+
+def _notes(points: pd.DataFrame, plain: Any, adapter: Any, size: int | None) -> Iterator[str]:
+    """What a reader would not expect: targets without a module, layers left out, a file that is not what is trained."""
     modules, fields = [name for name, _ in plain.named_modules()], ("target_modules", "modules_to_save")
     listed = [names for names in (getattr(adapter, field, None) for field in fields) if isinstance(names, list | set)]
     idle = sorted(name for names in listed for name in names if not any(_matches(module, name) for module in modules))
     layers = _placed(plain)["layer"].nunique()
-    notes = [f"no module is called {', '.join(idle)}"] if idle else []
+    if idle:
+        yield f"no module is called {', '.join(idle)}"
     if 0 < points["layer"].nunique() < layers:
-        notes.append(f"acts in {points['layer'].nunique()} of {layers} layers")
-    return "; ".join(notes)
+        yield f"acts in {points['layer'].nunique()} of {layers} layers"
+    if beside := _beside_the_text(points, plain):
+        yield f"acts in {', '.join(beside)}, too"
+    if adapter.is_prompt_learning:
+        yield "the file holds the prompt alone, without an encoder that is trained with it"
+    elif str(adapter.peft_type.value) == "ADALORA":
+        yield f"as it starts, at rank {adapter.init_r}: training prunes it to {adapter.target_r} on average"
+    if size is None:
+        yield "PEFT looks at the values to save it: the size of its file is not known without weights"
+
+
+def _beside_the_text(points: pd.DataFrame, plain: Any) -> list[str]:
+    """Of a model that reads images, too: the parts that this adapter changes beside the text model and its head."""
+    if plain.config.get_text_config() is plain.config:
+        return []
+    text = plain.get_decoder()
+    inside = next(name for name, module in plain.named_modules() if module is text)
+    outer = inside.rpartition(".")[0]
+    names = [name.removeprefix(f"{outer}.") for name in points["module"] if not f"{name}.".startswith(f"{inside}.")]
+    return list(dict.fromkeys(name.partition(".")[0] for name in names if name.partition(".")[0] != "lm_head"))
 
 
 def _matches(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
-
-
-def _file_bytes(model: Any) -> int | None:
-    """The size of adapter_model.safetensors: its tensors, and the header that safetensors would write for them.
-
-    None where PEFT computes with the weights to save them, as prompt learning does.
-
-    Format: https://github.com/huggingface/safetensors#format; tensors lie by falling element size, then by name.
-    """
-    from peft import get_peft_model_state_dict
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its remarks on what it saves: a size is all that is asked
-            tensors = get_peft_model_state_dict(model)
-    except NotImplementedError:
-        return None
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
-        begin, end = end, end + tensor.nbytes
-        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = len(json.dumps(header, separators=(",", ":")))
-    return 8 + text + -text % 8 + end

@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import cache
+from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 
@@ -58,27 +60,51 @@ def _cache_meter(config: Any, batch: int = 1) -> Callable[[int, Any], int]:
 
 
 def _cache_after(skeleton: Any, tokens: int, batch: int) -> Any:
-    """The cache that a forward of `tokens` tokens leaves."""
+    """The cache that a forward of `tokens` tokens leaves, and the states that some architectures keep in modules."""
     import torch
-
-    from base_model.plan.ledger import Unpadded
+    from transformers import DynamicCache
 
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    before = _kept_in_modules(skeleton)
+    output = _read_by(skeleton, ids, {})
+    kept = output.get("past_key_values") or output.get("cache_params") or output.get("state")
+    if kept is None and "past_key_values" in signature(skeleton.forward).parameters:  # filled, but not shown
+        kept = DynamicCache(config=skeleton.config)
+        _read_by(skeleton, ids, {"past_key_values": kept})
+    states = [state for state in _kept_in_modules(skeleton) if not any(state is one for one in before)]
+    if not states and not _tensors_of([kept]):
+        raise ModelError(f"{type(skeleton).__name__} shows no cache: its size is not known here.")
+    return [kept, *states]
+
+
+def _kept_in_modules(skeleton: Any) -> list[Any]:
+    """The tensors that modules hold beside their parameters and buffers, such as a recurrent state."""
+    import torch
+
+    return [one for module in skeleton.modules() for one in vars(module).values() if isinstance(one, torch.Tensor)]
+
+
+def _read_by(skeleton: Any, ids: Any, more: dict[str, Any]) -> Any:
+    """What a forward of these tokens gives."""
+    import torch
+    from torch.fx.experimental import _config
+
+    from base_model.plan.answers import First
+    from base_model.plan.ledger import Unpadded
+
+    # Which expert reads which token has no say in the cache: each may read all.
+    chosen = patch.object(_config, "meta_nonzero_assume_all_nonzero", True)
     try:
-        with torch.no_grad(), Unpadded():
-            output = skeleton.eval()(input_ids=ids, use_cache=True)
+        with torch.no_grad(), Unpadded(), First(), chosen:
+            return skeleton.eval()(input_ids=ids, use_cache=True, **more)
     except Exception as error:  # the model code of each architecture fails in its own way
         raise ModelError(f"{type(skeleton).__name__} cannot be measured without weights: {brief(error)}.") from error
-    kept = output.get("past_key_values") or output.get("cache_params")
-    if not hasattr(kept, "layers"):
-        raise ModelError(f"{type(skeleton).__name__} shows no cache: its size is not known here.")
-    return kept
 
 
 def _grown(short: Any, tokens: int) -> Any:
     """A copy of a cache of one token, after `tokens`; what does not grow, such as a recurrent state, stays."""
     grown = deepcopy(short)
-    for layer in grown.layers:
+    for layer in getattr(grown[0], "layers", ()):
         if tokens > 1 and getattr(layer, "keys", None) is not None:
             layer.update(
                 *(part.new_empty(*part.shape[:-2], tokens - 1, part.shape[-1]) for part in (layer.keys, layer.values))
@@ -89,19 +115,34 @@ def _grown(short: Any, tokens: int) -> Any:
     return grown
 
 
+def _fields(kept: Any) -> Any:
+    """What is in one cache: its layers, or, of a class of its own, its attributes; a plain list or tensor as it is."""
+    if hasattr(kept, "layers"):
+        return [vars(layer) for layer in kept.layers]
+    return vars(kept) if type(kept).__name__.endswith("Cache") else kept
+
+
+def _tensors_of(kept: list[Any]) -> list[Any]:
+    """The floating-point tensors of a cache by layers, and of those that stand beside it."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    leaves = tree_leaves([_fields(one) for one in kept])
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
 def _bytes_of(kept: Any, dtype: Any) -> int:
     """The floating-point tensors of every layer; those in bfloat16 are counted as `dtype`."""
     import torch
-    from torch.utils._pytree import tree_leaves
 
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise ModelError(
             f'A cache is kept as "float32", "bfloat16", "float16" or another float of torch, not {dtype!r}.'
         )
-    leaves = tree_leaves([vars(layer) for layer in kept.layers])
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    return sum(one.numel() * (wanted if one.dtype == torch.bfloat16 else one.dtype).itemsize for one in tensors)
+    return sum(
+        one.numel() * (wanted if one.dtype == torch.bfloat16 else one.dtype).itemsize for one in _tensors_of(kept)
+    )
 
 
 def weights_bytes(config: Any, precision: str) -> int:

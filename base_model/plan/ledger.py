@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,6 +34,7 @@ class Ledger(TorchDispatchMode):
         self.rounding = rounding
         self.kind = "activations"  # of what is made next
         self.moment = "forward"
+        self.blind = False  # while what is made is made by the planning only
         self.operations = 0
         self._observe = observe
         self.started = False
@@ -84,6 +86,10 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # half of all calls: answered at once
+        if DTensor in types:
+            return NotImplemented  # it comes back as an operation on this device's shard
+        if self.blind:
+            return on_meta(func, args, kwargs or {})
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
@@ -105,6 +111,7 @@ class Ledger(TorchDispatchMode):
 
     def enter(self, tensor: torch.Tensor, kind: str) -> None:
         """Count a tensor's storage as `kind` from now on, whatever it was before. Nothing for one with memory."""
+        tensor = local(tensor)
         if without_memory(tensor):
             self.count(tensor, kind)
 
@@ -120,7 +127,7 @@ class Ledger(TorchDispatchMode):
 
     def kind_of(self, tensor: torch.Tensor) -> str | None:
         """What a tensor's storage counts as; None for one that was never seen."""
-        return self.alive.get(_key(tensor), (None,))[0]
+        return self.alive.get(_key(local(tensor)), (None,))[0]
 
     def _add(self, kind: str, size: int) -> None:
         self.now[kind] += size
@@ -155,6 +162,11 @@ class Unpadded(TorchDispatchMode):
         return on_meta(func, args, kwargs or {})
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This device's part of a tensor: all of it, unless it is sharded."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
 def without_memory(tensor: torch.Tensor) -> bool:
     """Whether a tensor is on the meta device, or fake."""
     return tensor.untyped_storage().device.type == "meta"
@@ -178,6 +190,8 @@ def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     if func is aten._grouped_mm.default and first.dtype != torch.bfloat16:
         left, right, *rest = args
         return func(left.to(torch.bfloat16), right.to(torch.bfloat16), *rest, **kwargs).to(first.dtype)
+    if func is torch.ops._c10d_functional.wait_tensor.default:
+        return first  # its meta kernel makes another one
     if func.namespace == "bitsandbytes" and func._opname == "gemm_4bit":
         unpacked = torch.empty(tuple(args[2]), dtype=first.dtype, device=first.device)
         out = func(*args, **kwargs)

@@ -5,6 +5,7 @@ them count nothing, and neither do masks and frequencies that old checkpoints st
 transformers reads: https://huggingface.co/docs/transformers/quantization/overview
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelWarning, visible
+from base_model.read.packing import MLX_GROUP, SMALL, Packing, bits_of, packing
 
 Tied = Callable[[dict[str, Any]], bool]  # whether a config.json ties the head to the embedding
 
 # Stored by old checkpoints, though any model code computes them anew.
-BUFFERS = ("rotary_emb.inv_freq", "position_ids", ".masked_bias", ".causal_mask")
+BUFFERS = ("rotary_emb.inv_freq", "position_ids", ".masked_bias", ".causal_mask", "final_logits_bias")
 MASKS = (".attn.bias", ".attention.bias")  # where the shape is (1, 1, positions, positions)
 
 # What each quantisation method keeps beside the weights, by the ends of the names.
@@ -37,6 +39,8 @@ BOOKKEEPING = {
 }  # fmt: skip
 # Which tensors hold several weights in one element, where the method packs at all.
 PACKED = {"gptq": ".qweight", "awq": ".qweight", "mxfp4": "_blocks", "compressed-tensors": ".weight_packed"}
+METHODS = {"compression_config": "compressed-tensors", "quantization": "mlx"}
+SHARED, COPY = re.compile(r"(?:^|\.)shared\.weight$"), re.compile(r"(.*\b|)(?:en|de)coder\.embed_tokens\.weight")
 INTEGERS = {
     "U8": 8,
     "U16": 16,
@@ -50,18 +54,61 @@ INTEGERS = {
 
 
 def logical_parameters(table: pd.DataFrame, config: dict[str, Any], is_tied: Tied) -> pd.Series:
-    """The parameters of each row of a tensor table; warns where the rule is not known and stored elements count."""
+    """The parameters of each row of a tensor table.
+
+    Packed weights are counted by what their neighbours tell, else by config.json; warns where neither does, and counts
+    stored elements.
+    """
     quantization = quantization_of(config)
     method = "" if quantization is None else str(quantization.get("quant_method"))
     counts = table["elements"].mask(_ends(table["tensor"], BUFFERS + BOOKKEEPING.get(method, ())), 0)
     counts = counts.mask(_is_mask(table), 0)
-    counts = counts.mask(_repeats_the_embedding(table, config, is_tied), 0)
-    if quantization is not None and method not in BOOKKEEPING:
-        _warn(f"the quantisation method {visible(method)} is not known here")
-        return counts
-    packed = _is_packed(table["tensor"], method)
+    told = _told(table, quantization or {})
+    counts = counts.mask(table["tensor"].isin(told.beside), 0)
+    counts = table["tensor"].map(told.counts).astype("Int64").fillna(counts).astype("int64")
+    if told.counts:
+        _hold_against_config(table, counts, told, method, quantization or {})
+    counts = _untold(table, counts, ~table["tensor"].isin(told.counts), method, quantization)
+    return counts.mask(_repeats(table, counts, config, is_tied), 0)
+
+
+def _told(table: pd.DataFrame, quantization: dict[str, Any]) -> Packing:
+    """What the neighbours tell; nothing is asked in a model of plain floats."""
+    names = table["tensor"]
+    if not table["dtype"].isin(SMALL).any() and not _ends(names, ".absmax").any():
+        return Packing({}, set(), set())
+    stored = dict(zip(names, zip(table["dtype"], table["shape"], strict=True), strict=True))
+    return packing(stored, quantization)
+
+
+def _hold_against_config(
+    table: pd.DataFrame, counts: pd.Series, told: Packing, method: str, quantization: dict[str, Any]
+) -> None:
+    """Warn where config.json and the shapes differ, or where the shapes leave something open."""
+    stated = quantization.get("bits", quantization.get("w_bit"))
+    packed = table["tensor"].isin(told.counts) & _ends(table["tensor"], ".qweight")
+    found = sorted(set((table["bytes"][packed] * 8 / counts[packed]).round(1)))
+    if type(stated) is int and found and found != [stated] and not quantization.get("dynamic"):
+        bits = ", ".join(f"{number:g}" for number in found)
+        words = f"config.json says {stated} bits, the shapes of its {method} weights say {bits}"
+        warnings.warn(f"Parameters are counted by the shapes: {words}.", ModelWarning, stacklevel=5)
+    if told.unsure:
+        words = f"{len(told.unsure):,} packed weights are counted as groups of {MLX_GROUP} that share a scale"
+        warnings.warn(f"{words}, which config.json does not state.", ModelWarning, stacklevel=5)
+
+
+def _untold(
+    table: pd.DataFrame, counts: pd.Series, rest: pd.Series, method: str, quantization: dict[str, Any] | None
+) -> pd.Series:
+    """The counts, with what no neighbour tells by the rules of config.json's method; warns where there is none."""
     odd = list(INTEGERS) if quantization else [*INTEGERS, "I8"]
-    if (~packed & counts.gt(0) & table["dtype"].isin(odd)).any():
+    open_rows = rest & counts.gt(0) & table["dtype"].isin(odd)
+    if quantization is not None and method not in BOOKKEEPING:
+        if open_rows.any() or rest.all():
+            _warn(f"the quantisation method {visible(method)} is not known here")
+        return counts
+    packed = rest & _is_packed(table["tensor"], method)
+    if (open_rows & ~packed).any():
         found = "that its quantization_config does not explain" if quantization else "but no quantization_config"
         _warn(f"there are integer tensors, {found}, in config.json")
     return _unpacked(table, counts, packed, method, quantization) if quantization and packed.any() else counts
@@ -70,9 +117,9 @@ def logical_parameters(table: pd.DataFrame, config: dict[str, Any], is_tied: Tie
 def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
     """The quantisation settings, wherever a config.json keeps them; None where there are none."""
     for settings in (config, config.get("text_config")):
-        for name in ("quantization_config", "compression_config"):
+        for name in ("quantization_config", "compression_config", "quantization"):  # the last one is MLX's
             if isinstance(settings, dict) and isinstance(settings.get(name), dict):
-                return {"quant_method": "compressed-tensors"} | settings[name] if name[0] == "c" else settings[name]
+                return {"quant_method": METHODS.get(name)} | settings[name] if name in METHODS else settings[name]
     return None
 
 
@@ -90,9 +137,13 @@ def _unpacked(
     if bits is None:
         _warn(f"config.json gives no one number of bits for its {method} weights")
         return counts
-    if method == "compressed-tensors":  # as many whole weights as go into one element; the rest is padding
-        return counts.mask(packed, table["elements"] * (table["dtype"].map(INTEGERS).fillna(8) // bits))
-    return counts.mask(packed, table["bytes"] * 8 // bits)
+    if method != "compressed-tensors":
+        return counts.mask(packed, table["bytes"] * 8 // bits)
+    each = table["dtype"].map(INTEGERS).fillna(8) // bits  # as many whole weights as go into one element
+    if (packed & table["dtype"].isin(["I32", "I64"])).any():
+        words = "Rows of packed weights may end in padding that nothing in their headers tells: it is counted, too"
+        warnings.warn(f"{words}.", ModelWarning, stacklevel=5)
+    return counts.mask(packed, table["elements"] * each).astype("int64")
 
 
 def _warn(reason: str) -> None:
@@ -109,12 +160,31 @@ def _ends(names: pd.Series, endings: str | tuple[str, ...]) -> pd.Series:
     return pd.Series([name.endswith(endings) for name in names.to_numpy()], index=names.index, dtype=bool)
 
 
-def _repeats_the_embedding(table: pd.DataFrame, config: dict[str, Any], is_tied: Tied) -> pd.Series:
-    """Which rows are a head that is the embedding once more: of its shape, in a model whose config.json ties them."""
-    embeddings = set(table.loc[table["component"] == "embedding", "shape"])
-    heads = table["component"] == "head"
-    heads[heads] = table.loc[heads, "shape"].isin(embeddings)
-    return heads & (heads.any() and is_tied(config))
+def _repeats(table: pd.DataFrame, counts: pd.Series, config: dict[str, Any], is_tied: Tied) -> pd.Series:
+    """Which rows hold the embedding once more.
+
+    A head of its shape, or packed, of its size, in a model whose config.json ties them; and in a model that encodes and
+    decodes, whatever stands beside an embedding that is named shared.
+    """
+    embeddings = table["component"] == "embedding"
+    shapes, sizes = set(table.loc[embeddings, "shape"]), set(counts[embeddings])
+    heads = (table["component"] == "head") & counts.gt(0)
+    packed = counts.ne(table["elements"]) | bool((counts != table["elements"])[embeddings].any())
+    heads &= table["shape"].isin(shapes) | (packed & counts.isin(sizes))
+    return (heads & (heads.any() and is_tied(config))) | _repeats_the_shared(table)
+
+
+def _repeats_the_shared(table: pd.DataFrame) -> pd.Series:
+    shared = {name: shape for name, shape in zip(table["tensor"], table["shape"], strict=True) if SHARED.search(name)}
+    repeats = (
+        [
+            (match := COPY.fullmatch(name)) is not None and shared.get(f"{match[1]}shared.weight") == shape
+            for name, shape in zip(table["tensor"], table["shape"], strict=True)
+        ]
+        if shared
+        else False
+    )
+    return pd.Series(repeats, index=table.index, dtype=bool)
 
 
 def stated_tie(config: dict[str, Any]) -> bool | None:
@@ -135,13 +205,8 @@ def _bits(method: str, quantization: dict[str, Any]) -> int | None:
     """How many bits a packed weight takes; None where config.json does not say, or says several."""
     if method in ("bitsandbytes", "mxfp4"):
         return 4
-    found = [quantization.get("bits", quantization.get("w_bit"))]
     if method == "compressed-tensors":
-        groups = quantization.get("config_groups")
-        schemes = groups.values() if isinstance(groups, dict) else []
-        weights = [scheme.get("weights") for scheme in schemes if isinstance(scheme, dict)]
-        found = [scheme.get("num_bits") for scheme in weights if isinstance(scheme, dict)]
+        return bits_of(quantization)
     # "dynamic" gives some modules of a GPTQ model other bits
-    if not found or found.count(found[0]) < len(found) or quantization.get("dynamic"):
-        return None
-    return found[0] if type(found[0]) is int and 0 < found[0] <= 8 else None
+    found = quantization.get("bits", quantization.get("w_bit"))
+    return found if type(found) is int and 0 < found <= 8 and not quantization.get("dynamic") else None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ from typing import Any
 
 from base_model import ModelError, ModelWarning, visible
 from base_model.read.headers import AGAIN, Header, open_file, read_header, read_valid_header
+from base_model.read.limits import MAX_FILES, MAX_JSON_BYTES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_JSON_BYTES = 100_000_000  # the largest index in use is some 10 MB
-MAX_FILES = 20_000  # a repository holds some hundreds; a home folder millions
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -26,6 +26,7 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
+_NUMBERED = re.compile(r"(.*?-)([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 OTHER_FORMATS = {
     ".bin": "PyTorch pickles",
     ".pt": "PyTorch pickles",
@@ -77,22 +78,33 @@ def names_in(folder: Path) -> list[str]:
 def file_sizes(folder: Path) -> dict[str, int]:
     """`{relative name: bytes}` of every visible file; hidden ones (`.gitignore`, `.cache/`, `._x`) are left out.
 
-    Links count as what they point to; links to nothing, pipes and devices are left out.
+    Links count as what they point to; links to nothing, pipes, devices, and what may not be looked at are left out.
     """
     sizes = {}
     for number, path in enumerate(_walk(folder)):
         if number > MAX_FILES:
             raise ModelError(
-                f"{folder} holds more than {MAX_FILES:,} files: this is no model folder. Give the model's own."
+                f"{folder} holds more than {MAX_FILES:,} files and folders, so it is no model's. Give the model's own."
             )
-        if path.is_file():
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+        if (size := _size(path)) is not None:
+            sizes[path.relative_to(folder).as_posix()] = size
     return dict(sorted(sizes.items()))
 
 
+def _size(path: Path) -> int | None:
+    """The bytes of a regular file; None for anything else, for what has just gone, or may not be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def _walk(folder: Path) -> Iterator[Path]:
+    """Folders too, so that millions of them, empty, are noticed as well."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        yield Path(place)
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
@@ -119,11 +131,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The shard index, or None where there is none. Raises ModelError when it cannot be followed."""
-    path = folder / INDEX_FILE
-    if not os.path.lexists(path):
+    """The shard index, or None where there is none. Raises ModelError when it cannot be followed.
+
+    Beside model.safetensors, which is the model then, an index that cannot be followed is left out, with a warning.
+    """
+    if not os.path.lexists(folder / INDEX_FILE):
         return None
-    content = read_json(path)
+    try:
+        return _parse_index(read_json(folder / INDEX_FILE))
+    except ModelError as error:
+        if not os.path.lexists(folder / SINGLE_FILE):
+            raise
+        warnings.warn(
+            f"{SINGLE_FILE} is the model, the index beside it is left out: {error}", ModelWarning, stacklevel=3
+        )
+        return None
+
+
+def _parse_index(content: dict[str, Any]) -> Index:
     weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX_FILE} has no weight_map, so no tensor can be found. {AGAIN}")
@@ -131,8 +156,11 @@ def read_index(folder: Path) -> Index | None:
         if not _is_shard_name(file):
             raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is no shard of this folder. {AGAIN}")
     if not isinstance(metadata, dict):
-        raise ModelError(f"{INDEX_FILE} has metadata that are no JSON object. {AGAIN}")
-    return Index(weight_map, _totals(metadata))
+        warnings.warn(
+            f"{INDEX_FILE} has metadata that are no JSON object; they are left out.", ModelWarning, stacklevel=4
+        )
+        metadata = {}
+    return Index(weight_map, dict(_totals(metadata)))
 
 
 def _is_shard_name(name: str) -> bool:
@@ -142,13 +170,18 @@ def _is_shard_name(name: str) -> bool:
     return len(name.encode()) <= 255
 
 
-def _totals(metadata: dict[str, Any]) -> dict[str, int]:
-    totals = {name: metadata[name] for name in ("total_size", "total_parameters") if name in metadata}
-    for name, total in totals.items():
+def _totals(metadata: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The totals that are counts; transformers reads none of them, so another one is told and left out."""
+    for name in ("total_size", "total_parameters"):
+        if name not in metadata:
+            continue
+        total = metadata[name]
         # some writers store a whole number as a float
-        if isinstance(total, bool) or not isinstance(total, int | float) or total < 0 or total % 1:
-            raise ModelError(f"{INDEX_FILE} gives {visible(repr(total))} as {name}, which is no count. {AGAIN}")
-    return {name: int(total) for name, total in totals.items()}
+        if isinstance(total, bool) or not isinstance(total, int | float) or not total >= 0 or total % 1:
+            words = f"gives {visible(repr(total))[:100]} as {name}, which is no count and is left out"
+            warnings.warn(f"{INDEX_FILE} {words}.", ModelWarning, stacklevel=5)
+        else:
+            yield name, int(total)
 
 
 def weight_files(folder: Path, index: Index | None) -> list[Path]:
@@ -184,6 +217,7 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
     headers = {path.name: known.get(path.name) or read_header(path) for path in weight_files(folder, index)}
     if index and SINGLE_FILE not in headers:
         _require_places(index, headers)
+    warn_of_oddities(folder, headers, headers)
     strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
     if strays:
         files = ", ".join(map(visible, strays))
@@ -191,6 +225,34 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
             f"{files}: beside the model but no part of it, left out of the counts.", ModelWarning, stacklevel=3
         )
     return headers
+
+
+def warn_of_oddities(folder: Path, headers: Mapping[str, Header], files: Iterable[str]) -> None:
+    """A warning for each thing that can be read, but is likely not what was meant; `files` are the model's weights."""
+    names = names_in(folder)
+    for name, header in headers.items():
+        if not header.names:
+            _warn_of(name, "holds no tensor at all")
+    for name in names:
+        if (whole := name.removesuffix(".aria2")) != name and whole in names:
+            _warn_of(whole, f"is not downloaded to its end: {visible(name)} lies beside it. Let aria2 finish")
+    if gaps := ", ".join(_gaps(files)):
+        _warn_of(gaps, "is missing in the row of shards, and the index names no tensor in it")
+
+
+def _warn_of(name: str, words: str) -> None:
+    warnings.warn(f"{visible(name)} {words}.", ModelWarning, stacklevel=5)
+
+
+def _gaps(files: Iterable[str]) -> Iterator[str]:
+    """The shards that should be there by the numbers in the others' names."""
+    parts = [match for name in files if (match := _NUMBERED.fullmatch(name))]
+    for start, count in {(match[1], match[3]) for match in parts}:
+        numbers = {int(match[2]) for match in parts if (match[1], match[3]) == (start, count)}
+        first = 0 if 0 in numbers else 1
+        for number in range(first, first + int(count) if int(count) <= MAX_FILES else 0):
+            if number not in numbers:
+                yield f"{start}{number:0{len(count)}d}-of-{count}.safetensors"
 
 
 def readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:

@@ -8,16 +8,17 @@ Specification: https://huggingface.co/docs/safetensors/index#format
 import json
 import os
 import stat
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from base_model import ModelError, format_bytes, visible
+from base_model import ModelError, ModelWarning, format_bytes, visible
+from base_model.read.limits import MAX_HEADER_BYTES
 
 AGAIN = "Delete it and download it again."
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 Columns = tuple[list[str], list[str], list[tuple[int, ...]]]  # names, dtypes, shapes
 WRONG_LENGTH = "Error while deserializing header: incomplete metadata, file not fully covered"
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -170,27 +171,31 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _parse(path: Path, text: bytes) -> Columns:
-    """A header that the library found valid, read strictly: names that stand twice, entries that are not the three
-    fields of the specification, and metadata that are not text are refused."""
+    """A header that the library found valid, as it reads it; what is odd is told, and names that stand twice are
+    refused: another reader may take the other one."""
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{visible(path.name)} has an ambiguous header: {error}. {AGAIN}") from error
-    if not isinstance(entries.pop("__metadata__", {}), dict):
-        raise ModelError(f"{visible(path.name)} has metadata that are not text. {AGAIN}")
+    entries.pop("__metadata__", None)
     for name, entry in entries.items():
         if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
             raise ModelError(f"{visible(path.name)} describes {visible(name)} in an unknown way. {AGAIN}")
-        if surplus := ", ".join(entry.keys() - FIELDS):
-            words = f"describes {visible(name)} with an unknown {visible(surplus)}"
-            raise ModelError(f"{visible(path.name)} {words}. {AGAIN}")
+    _warn_of_surplus(path, entries)
     names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
     return names, [entries[name]["dtype"] for name in names], [tuple(entries[name]["shape"]) for name in names]
 
 
+def _warn_of_surplus(path: Path, entries: dict[str, dict[str, Any]]) -> None:
+    surplus = {field: name for name, entry in entries.items() for field in entry.keys() - FIELDS}
+    for field, name in surplus.items():
+        words = f"describes {visible(name)} with an unknown {visible(field)}, which is left out"
+        warnings.warn(f"{visible(path.name)} {words}.", ModelWarning, stacklevel=6)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
-    if len(mapping) < len(pairs):
+    if len(mapping) < len(pairs) and not all(isinstance(value, str) for value in mapping.values()):  # notes may repeat
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"{visible(name)} stands in it twice")
     return mapping

@@ -1,6 +1,10 @@
-"""A full memory, told alike on every device: torch says it in a different way on each."""
+"""What ends a run, in words: a full memory, which torch tells in a different way on each device, and cut files."""
 
-from base_model import ModelError, brief
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from base_model import ModelError, brief, visible
 
 WORDS = (
     "out of memory",  # CUDA, and MPS: "MPS backend out of memory"
@@ -26,3 +30,21 @@ def memory_error(error: BaseException, doing: str, device: str) -> ModelError:
     if not device.startswith("cpu"):
         steps.append('device="cpu", or device="auto", which spreads the model over all memories')
     return ModelError(f"The memory of {device} is too small to {doing}: {brief(error)}. Try {'; '.join(steps)}.")
+
+
+def note_files(model: Any, paths: Iterable[Path]) -> None:
+    """Remember how long the files of the weights are: on the CPU they are read as they are used, page by page."""
+    model.weight_files = {path: path.stat().st_size for path in paths}
+
+
+def require_whole_files(model: Any) -> None:
+    """Stop before weights are used whose file was cut short since: the operating system would end Python (SIGBUS).
+
+    A file that is cut in the middle of a run still does that. Raises ModelError.
+    """
+    if all(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return  # an accelerator holds a copy
+    for path, size in getattr(model, "weight_files", {}).items():
+        if path.exists() and path.stat().st_size < size:  # a file that was deleted stays readable
+            words = f"{visible(path.name)} was cut short after it was loaded"
+            raise ModelError(f"{words}. Download it again, and load the model anew.")

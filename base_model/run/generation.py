@@ -10,7 +10,7 @@ from typing import Any
 
 from base_model import ModelError, brief
 from base_model.plan.speed import use_onednn
-from base_model.run.faults import memory_error, out_of_memory
+from base_model.run.faults import memory_error, out_of_memory, require_whole_files
 from base_model.run.limits import bytes_per_token
 from base_model.run.loading import load_model, release_memory
 from base_model.run.timing import Clock, Generation, Pass, require_some, summary
@@ -126,6 +126,7 @@ def _passes(
         # transformers' own streamer prints each word as soon as it is whole
         printer: Any = TextStreamer(tokenizer, True, skip_special_tokens=True) if stream and number == 1 else None
         clock = Clock(lambda: _synchronize(model.device), printer)
+        require_whole_files(model)
         try:
             clock.start()
             text = run(clock, max_new_tokens if number else min(max_new_tokens, 2))

@@ -12,7 +12,7 @@ from base_model.plan.machine import warn_if_too_large
 from base_model.read.counting import is_known
 from base_model.read.folder import completeness, is_folder, model_headers, read_config
 from base_model.read.tensors import tensor_table
-from base_model.run.faults import memory_error, out_of_memory
+from base_model.run.faults import memory_error, note_files, out_of_memory
 from base_model.run.kernels import choose_kernel
 from base_model.text.tokenizer import load_tokenizer, require_tame_template
 
@@ -49,6 +49,7 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     release_memory()
     warn_if_too_large(_loaded_bytes(tensors, dtype), device)
     model = _load_weights(folder, config, tensors, dtype or _default_dtype(device, config), device)
+    note_files(model, (folder / file for file in tensors["file"].unique()))
     if device != "auto":
         model = _move(model, device)
     model.eval().one_token_kernel = choose_kernel(model)

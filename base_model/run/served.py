@@ -2,11 +2,18 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-from base_model import ModelError, brief, visible
+from base_model import MOST, ModelError, ModelWarning, brief, visible, visible_text
+from base_model.hub.limits import OverLimitError, ask, file_of, require_wanted
 from base_model.run.timing import Generation, Pass, decoding_speed, require_some, summary
+
+TOKEN_BYTES = 10_000  # that one token may take of a stream: its text, and the JSON around it
+OWN_TOKENS = 100_000  # that a server may put around a prompt: its template, its system prompt
 
 
 def generate_served(
@@ -23,25 +30,42 @@ def generate_served(
 
     `base_url` is the server's, with or without `/v1` ("http://127.0.0.1:8000"). Greedy, and the prompt as one turn of a
     conversation, as in the other methods; token counts are the server's own (`usage`), dtype and token ids are not told
-    ("n/a", empty). `token` is the server's password, if it wants one; the Hub's is never sent. `timeout`: seconds
-    without an answer. Raises ModelError when the server is down or silent, does not know `name`, or counts no tokens.
+    ("n/a", empty). `token` is the server's password, if it wants one; the Hub's is never sent. `timeout`: seconds that
+    one answer may take, from the request to its end. Raises ModelError when the server is down or slower than that,
+    does not know `name`, sends more than `max_new_tokens`, or counts tokens as they cannot be. Warns where a count does
+    not fit what came.
     """
     require_some(max_new_tokens, runs)
-    url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
+    url = _address(base_url)
+    request = partial(_request, url, name, prompt, timeout=timeout, token=token)
     try:
-        passes = [_request(url, name, prompt, min(max_new_tokens, 2), timeout, token, show=False)]
-        passes += [_request(url, name, prompt, max_new_tokens, timeout, token, stream and not n) for n in range(runs)]
+        passes = [ask(partial(request, min(max_new_tokens, 2), show=False), timeout)]
+        passes += [ask(partial(request, max_new_tokens, show=stream and not n), timeout) for n in range(runs)]
     except Exception as error:  # of httpx, huggingface_hub and json: told apart below
         raise _told(error, url, name, timeout) from error
     return summary(passes, method="served", device=visible(url.removesuffix("/v1")), dtype="n/a")
+
+
+def _address(base_url: object) -> str:
+    """The server's address with /v1. Raises ModelError for what is none."""
+    try:
+        parts = urlsplit(base_url) if isinstance(base_url, str) else None
+        is_one = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # brackets that do not close
+        is_one = False
+    if not is_one:
+        shown = visible(repr(base_url))
+        raise ModelError(f'base_url is the address of a server, such as "http://127.0.0.1:8000", not {shown}.')
+    return str(base_url).rstrip("/").removesuffix("/v1") + "/v1"
 
 
 def _request(url: str, name: str, prompt: str, limit: int, timeout: float, token: str | None, show: bool) -> Pass:
     """One streamed answer; the connection is closed whatever happens, at which a server stops its generation."""
     from huggingface_hub import InferenceClient
 
+    most = (limit + 100) * TOKEN_BYTES
     # Without a token the client would send the user's Hub token to whatever server this is.
-    with InferenceClient(base_url=url, timeout=timeout, token=token or "none") as client:
+    with file_of(most), InferenceClient(base_url=url, timeout=timeout, token=token or "none") as client:
         start = time.perf_counter()
         chunks = client.chat_completion(
             [{"role": "user", "content": prompt}],
@@ -51,24 +75,47 @@ def _request(url: str, name: str, prompt: str, limit: int, timeout: float, token
             stream=True,
             stream_options={"include_usage": True},  # type: ignore[arg-type]
         )
-        text, times, usage = _listen(chunks, show)
+        text, times, usage = _listen(chunks, limit, show)
         total_s = time.perf_counter() - start
+    prompt_tokens, new_tokens = _counts(usage, url, prompt, limit, len(times))
+    first_token_s = times[0] - start if times else math.nan
+    speed = decoding_speed(times, new_tokens) if new_tokens > 1 else math.nan
+    return Pass(text, prompt_tokens, new_tokens, first_token_s, total_s, speed)
+
+
+def _counts(usage: Any, url: str, prompt: str, limit: int, pieces: int) -> tuple[int, int]:
+    """The tokens of the prompt and of the answer, as the server counts them. Raises ModelError for what cannot be."""
     if usage is None:
         raise ModelError(f"{url} ended its answer without `usage`, so its tokens cannot be counted. Update the server.")
-    new_tokens, first_token_s = usage.completion_tokens, times[0] - start if times else math.nan
-    return Pass(text, usage.prompt_tokens, new_tokens, first_token_s, total_s, decoding_speed(times, new_tokens))
+    read: Any = getattr(usage, "prompt_tokens", None)
+    made: Any = getattr(usage, "completion_tokens", None)
+    most_read = min(len(prompt.encode("utf-8", "replace")) + OWN_TOKENS, MOST)
+    for count, least, most, what in ((read, 1, most_read, "the prompt"), (made, int(pieces > 0), limit, "its answer")):
+        if type(count) is not int or not least <= count <= most:
+            shown = brief(Exception(repr(count)))
+            raise ModelError(
+                f"{url} counts {shown} tokens for {what}, where {least:,} to {most:,} can be, so its figures are of no "
+                "use. Update the server, or check that it keeps to `max_tokens`."
+            )
+    if made < pieces - 1:  # a last piece may be an end without a token
+        words = f"{url} counts {made:,} tokens for an answer that came in {pieces:,} pieces: its speed may be wrong."
+        warnings.warn(words, ModelWarning, stacklevel=2)
+    return read, made
 
 
-def _listen(chunks: Iterable[Any], show: bool) -> tuple[str, list[float], Any]:
+def _listen(chunks: Iterable[Any], limit: int, show: bool) -> tuple[str, list[float], Any]:
     """The text, the moments at which pieces of it came (often one token each), and the server's count."""
     pieces, times, usage = [], [], None
     for chunk in chunks:
+        require_wanted()
         usage = chunk.usage or usage
         piece = "".join(choice.delta.content or "" for choice in chunk.choices)
         if piece:
             times.append(time.perf_counter())
             pieces.append(piece)
-            print(piece if show else "", end="", flush=show)
+            print(visible_text(piece) if show else "", end="", flush=show)
+        if len(pieces) > 2 * limit + 8:  # a server may cut tokens; the exact count comes at the end
+            raise OverLimitError(f"sent more than the {limit:,} tokens that it was asked for")
     if show:
         print()
     return "".join(pieces), times, usage
@@ -82,6 +129,10 @@ def _told(error: Exception, url: str, name: str, timeout: float) -> ModelError:
 
     if isinstance(error, ModelError):
         return error
+    if isinstance(error, OverLimitError):
+        return ModelError(
+            f"{url} was given up, since it {error}. Try again with a larger `timeout`, or another server."
+        )
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(f"{url} was not asked: the Hub's client is told to stay offline; unset HF_HUB_OFFLINE.")
     if isinstance(error, InferenceTimeoutError | httpx.TimeoutException):

@@ -1,12 +1,16 @@
 """A table to an Axes. Data first, `ax=None` makes a new figure, the Axes is returned; only `save_chart` writes."""
 
+import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, format_bytes, format_count, format_share, visible
+from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
+from base_model.read.folder import is_folder
+from base_model.show.saving import in_home, reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: distinct for colour-blind readers and in print. One colour per component, everywhere.
 COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True))
 NEUTRAL = "#56B4E9"  # where components play no part
+NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
+MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
 
 
 def new_axes(ax: "Axes | None", height: float) -> "Axes":
@@ -30,6 +36,32 @@ def new_axes(ax: "Axes | None", height: float) -> "Axes":
     return ax
 
 
+def drawable(table: pd.DataFrame, source: str, *columns: str) -> pd.DataFrame:
+    """The table, if it has the columns that a chart needs; `source` is the function that makes it. Or ModelError."""
+    if not isinstance(table, pd.DataFrame):
+        raise ModelError(f"This chart draws the table of `{source}`, not a {type(table).__name__}. Give that table.")
+    if lacking := [name for name in columns if name not in table]:
+        raise ModelError(f"This table has no column {', '.join(lacking)}. Give the table of `{source}`.")
+    if odd := [name for name in columns if _is_odd(name, table[name])]:
+        raise ModelError(f"Column {odd[0]} of this table holds no numbers. Give the table of `{source}`.")
+    return table
+
+
+def _is_odd(name: str, column: pd.Series) -> bool:
+    """Whether a column of numbers holds anything else."""
+    is_number = name in NUMBERS or name.endswith(("_bytes", "_share", "_s"))
+    return is_number and len(column) > 0 and pd.to_numeric(column, errors="coerce").isna().sum() > column.isna().sum()
+
+
+def first_rows(table: pd.DataFrame, ax: "Axes") -> pd.DataFrame:
+    """The rows that are drawn; where there are more, the right margin says so."""
+    if len(table) > MOST_ROWS:
+        words = f"the first {MOST_ROWS:,} of {len(table):,}"
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
+        ax.annotate(words, (1, 1), xytext=(0, 3), fontsize=8, **place)
+    return table.head(MOST_ROWS)
+
+
 def title(ax: "Axes", words: str) -> None:
     """What the chart says, in one line, which is its text for whoever cannot see it."""
     ax.set_title(words, loc="left", pad=12)
@@ -43,8 +75,9 @@ def _layers_in_words(layers: pd.Series) -> str:
     return f"{len(layers)} layers of {format_count(layers.min())}{each} each"
 
 
-def _rows_height(rows: int, each: float) -> float:
+def rows_height(rows: int, each: float) -> float:
     """The inches for some rows of bars: `each` for a few, and as little as a line of text takes for hundreds."""
+    rows = min(rows, MOST_ROWS)
     return rows * max(0.19, min(each, 8 / max(rows, 1)))
 
 
@@ -73,13 +106,15 @@ def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None
 
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the size of every file of `list_files`, largest first; x in GiB or MiB, labels with the exact unit."""
+    files = drawable(files, "list_files", "file", "size", "parameters")
     files = files.sort_values("size", ascending=False, kind="stable")
-    ax = new_axes(ax, 1.4 + _rows_height(len(files), 0.34))
+    ax = new_axes(ax, 1.4 + rows_height(len(files), 0.34))
     unit, scale = ("GiB", 2**30) if files["size"].max() >= 2**30 else ("MiB", 2**20)
-    sizes = files["size"] / scale
-    ax.barh(range(len(files)), sizes, color=NEUTRAL)
-    name_rows(ax, files["file"])
-    label_bars(ax, sizes, map(format_bytes, files["size"]))
+    drawn = first_rows(files, ax)
+    sizes = drawn["size"] / scale
+    ax.barh(range(len(drawn)), sizes, color=NEUTRAL)
+    name_rows(ax, drawn["file"])
+    label_bars(ax, sizes, map(format_bytes, drawn["size"]))
     weights = files.loc[files["parameters"].notna(), "size"].sum() / max(files["size"].sum(), 1)
     words = f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files, {format_share(weights)} of it weights"
     title(ax, words)
@@ -90,13 +125,14 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
     table = _by_component(tensors, "file")
-    ax = new_axes(ax, 2 + _rows_height(len(table), 0.5))
+    ax = new_axes(ax, 2 + rows_height(len(table), 0.5))
+    whole, table = table.to_numpy().sum(), first_rows(table, ax)
     totals = table.sum(axis=1)
     unit, scale = _unit(totals.max())
     _stack(ax.barh, range(len(table)), table / scale, "left")
     name_rows(ax, table.index)
     label_bars(ax, totals / scale, map(format_count, totals))
-    title(ax, f"Parameters per file: {format_count(totals.sum())} in all")
+    title(ax, f"Parameters per file: {format_count(whole)} in all")
     ax.set(xlabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -104,7 +140,7 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters of each component of `read_tensors`, largest first, with their share."""
-    totals = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False)
+    totals = _known(tensors).groupby("component")["parameters"].sum().sort_values(ascending=False)
     ax = new_axes(ax, 1.4 + 0.45 * len(totals))
     unit, scale = _unit(totals.max())
     ax.barh(range(len(totals)), totals / scale, color=[COLOURS[component] for component in totals.index])
@@ -120,16 +156,18 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Columns: the parameters of each layer of `read_tensors`, split by component; first, what is in no layer."""
-    outside = -max(3, tensors["layer"].nunique() // 10)  # the place of what is in no layer, clear of layer 0
-    table = _by_component(tensors.assign(layer=tensors["layer"].fillna(outside)), "layer")
+    tensors = drawable(tensors, "read_tensors", "layer")
+    outside = -max(3, min(tensors["layer"].nunique(), MOST_ROWS) // 10)  # the place of what is in no layer, clear of 0
+    layers = _by_component(tensors.assign(layer=tensors["layer"].fillna(outside)), "layer")
     ax = new_axes(ax, 4)
+    table = first_rows(layers, ax)
     unit, scale = _unit(table.sum(axis=1).max())
     _stack(ax.bar, table.index, table / scale, "bottom")
     step = max(1, len(table) // 16)  # room for about 16 numbers below the columns
     ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
     ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
-    title(ax, f"Parameters by layer: {_layers_in_words(table.drop(outside, errors='ignore').sum(axis=1))}")
+    title(ax, f"Parameters by layer: {_layers_in_words(layers.drop(outside, errors='ignore').sum(axis=1))}")
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -137,15 +175,18 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters of each model of `compare_models`, split by component; labels with what is stored."""
+    shares = [f"{name}_share" for name in COMPONENTS]
+    models = drawable(table, "compare_models", "parameters", "bytes", *shares)
+    ax = new_axes(ax, 2 + rows_height(len(models), 0.5))
+    table = first_rows(models, ax)
     parts = {name: table["parameters"] * table[f"{name}_share"] for name in COMPONENTS if table[f"{name}_share"].any()}
-    ax = new_axes(ax, 2 + _rows_height(len(table), 0.5))
     unit, scale = _unit(table["parameters"].max())
     _stack(ax.barh, range(len(table)), pd.DataFrame(parts) / scale, "left")
     name_rows(ax, table.index)
     sizes = zip(table["parameters"], table["bytes"], strict=True)
     label_bars(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
-    least, most = format_count(table["parameters"].min()), format_count(table["parameters"].max())
-    title(ax, f"Parameters of {len(table)} models: {least} to {most}" if len(table) > 1 else f"Parameters: {most}")
+    least, most = format_count(models["parameters"].min()), format_count(models["parameters"].max())
+    title(ax, f"Parameters of {len(models)} models: {least} to {most}" if len(models) > 1 else f"Parameters: {most}")
     ax.set(xlabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -153,8 +194,19 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def _by_component(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
     """Parameters: one row per group, one column per component that occurs, in the fixed order."""
-    table = tensors.pivot_table(index=by, columns="component", values="parameters", aggfunc="sum", fill_value=0)
+    table = _known(drawable(tensors, "read_tensors", by)).pivot_table(
+        index=by, columns="component", values="parameters", aggfunc="sum", fill_value=0
+    )
     return table[[component for component in COMPONENTS if component in table]]
+
+
+def _known(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The table of `read_tensors`, whose components all have a colour. Raises ModelError."""
+    tensors = drawable(tensors, "read_tensors", "component", "parameters")
+    if strange := set(tensors["component"]) - set(COMPONENTS):
+        shown = visible(repr(next(iter(strange))))
+        raise ModelError(f"This table has a component {shown} that is not known. Give the table of `read_tensors`.")
+    return tensors
 
 
 def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFrame, base: str) -> None:
@@ -168,6 +220,8 @@ def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFram
 def legend(ax: "Axes") -> None:
     """The names of the colours, in rows below the axis, four lines of text down: clear of its label at any height."""
     count = len(ax.get_legend_handles_labels()[1])
+    if not count:
+        return
     columns = min(count, 5)  # as many as fill the width
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)
 
@@ -177,10 +231,34 @@ def _unit(largest: float) -> tuple[str, float]:
     return ("billions", 1e9) if largest >= 5e8 else ("millions", 1e6) if largest >= 5e5 else ("count", 1)
 
 
-def save_chart(ax: "Axes", path: str | Path) -> Path:
-    """Save the chart's figure as a PNG, its folder made if need be; the same table gives the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def picture(ax: "Axes") -> bytes:
+    """The chart's figure as a PNG; the same table gives the same bytes."""
     figure: Any = ax.get_figure(root=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})  # a version in the file would change its bytes
-    return path
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})  # a version would change the bytes
+    return content.getvalue()
+
+
+def save_chart(ax: "Axes", path: str | Path) -> Path:
+    """Save the chart's figure as a PNG, its folder made if need be; gives the path, which ends in .png.
+
+    Raises ModelError where it cannot be written; what was there before is then still there.
+    """
+    place, content = _picture_path(path), picture(ax)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = place.resolve()  # of a link that the user named
+        if target.exists() and not target.is_file():
+            raise ModelError(f"{visible(str(place))} is a pipe or a device. Give the path of a picture, such as x.png.")
+        write_whole({target: content})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{visible(str(place))} cannot be written: {reason(error)}. Give another path.") from error
+    return place
+
+
+def _picture_path(path: str | Path) -> Path:
+    """`~` is the home folder, and .png is added where it is missing. Raises ModelError for a folder."""
+    place = in_home(path)
+    if str(path).endswith(("/", os.sep)) or is_folder(place):
+        raise ModelError(f"{visible(str(path))} is a folder. Give the path of a picture, such as chart.png in it.")
+    return place if place.suffix.lower() == ".png" else place.with_name(f"{place.name}.png")

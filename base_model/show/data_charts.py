@@ -64,5 +64,6 @@ def _finding(lengths: pd.DataFrame, most: int | None) -> str:
     if not lost:
         return f"{examples}: nothing is lost at {most:,}"
     share = format_share(lost / lengths["tokens"].sum())
-    cut = lengths["truncated"].sum()
-    return f"At {most:,} tokens, {cut:,} of {len(lengths):,} examples lose{'s' * (cut == 1)} {share} of all tokens"
+    cut = int(lengths["truncated"].sum())
+    verb = "loses" if cut == 1 else "lose"
+    return f"At {most:,} tokens, {cut:,} of {len(lengths):,} examples {verb} {share} of all tokens"

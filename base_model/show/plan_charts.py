@@ -4,13 +4,26 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, format_bytes, format_count, format_share
-from base_model.show.charts import COLOURS, NEUTRAL, label_bars, legend, name_rows, new_axes, title
+from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share
+from base_model.show.charts import (
+    COLOURS,
+    MOST_ROWS,
+    NEUTRAL,
+    drawable,
+    first_rows,
+    label_bars,
+    legend,
+    name_rows,
+    new_axes,
+    rows_height,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 2**30
+MOST_LINES, MOST_TICKS = 12, 16  # as many as can be told apart, and as many as have room
 OUTSIDE = -3  # the place of what is in no layer, clear of layer 0
 PRECISION_COLOURS = {"float32": "#D55E00", "bfloat16": "#0072B2", "int8": "#009E73", "nf4": "#CC79A7"}
 # The parts of training memory, as they are stacked; the embedding keeps its colour of the other charts.
@@ -22,8 +35,12 @@ PARTS = {
 
 def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Lines: the memory of `plan_inference` against the context, one per precision; the device's free memory across."""
+    columns = ("precision", "context", "weights_bytes", "total_bytes", "usable_bytes", "device")
+    plan = drawable(plan, "plan_inference", *columns)
+    if plan.empty:
+        raise ModelError("This table has no rows to draw. Give the table of `plan_inference`.")
     ax = new_axes(ax, 4.4)
-    for precision, rows in plan.groupby("precision", sort=False):
+    for precision, rows in list(plan.groupby("precision", sort=False))[:MOST_LINES]:
         known = rows.dropna(subset="total_bytes")
         totals = known["total_bytes"].astype(float) / GIB
         style: dict[str, Any] = {"color": PRECISION_COLOURS.get(str(precision), NEUTRAL), "label": precision}
@@ -32,6 +49,7 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     limit = f"free on {plan['device'].iloc[0]}: {format_bytes(usable)}"
     ax.axhline(usable / GIB, color="#444444", linestyle="--", label=limit)
     contexts = sorted(plan["context"].unique())
+    contexts = contexts[:: -(-len(contexts) // MOST_TICKS)]
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{tokens:,}" for tokens in contexts])
     ax.set_yscale("log", base=2)
@@ -49,12 +67,14 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the trainable parameters of each adapter of `plan_adapters`, with their share and the file's size."""
-    ax = new_axes(ax, 1.4 + 0.45 * len(plan))
+    whole = drawable(plan, "plan_adapters", "adapter", "trainable", "share", "file_bytes")
+    ax = new_axes(ax, 1.4 + rows_height(len(whole), 0.45))
+    plan = first_rows(whole, ax)
     trainable = plan["trainable"].astype("Float64").fillna(0).astype(float) / 1e6
     ax.barh(range(len(plan)), trainable, color=NEUTRAL)
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
-    known = plan["trainable"].dropna()
+    known = whole["trainable"].dropna()
     title(ax, f"Trainable parameters: {known.min():,} to {known.max():,}" if len(known) else "Trainable parameters")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
@@ -69,18 +89,20 @@ def _adapter_label(row: Any) -> str:
 
 def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Stacked bars: what is in memory at the peak of a training step, one bar per method of `compare_training`."""
-    ax = new_axes(ax, 2 + 0.5 * len(plan))
+    whole = drawable(plan, "compare_training", "weights_bytes", "embedding_bytes", "peak_bytes")
+    ax = new_axes(ax, 2 + rows_height(len(whole), 0.5))
+    plan = first_rows(whole, ax)
     sizes = plan.filter(like="_bytes").astype("Float64").fillna(0).astype(float) / GIB
     parts = sizes.rename(columns=lambda name: name.removesuffix("_bytes"))
     parts["other weights"] = parts["weights"] - parts["embedding"]
-    parts = parts[[part for part in PARTS if parts[part].any()]]
+    parts = parts[[part for part in PARTS if part in parts and parts[part].any()]]
     starts = parts.cumsum(axis=1) - parts
     for part in parts:
         ax.barh(range(len(plan)), parts[part], left=starts[part], color=PARTS[str(part)], label=part)
     name_rows(ax, plan["method"] if "method" in plan else ["step"] * len(plan))
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
     label_bars(ax, sizes["peak_bytes"], labels)
-    peaks = plan["peak_bytes"].dropna()
+    peaks = whole["peak_bytes"].dropna()
     ends = f": {format_bytes(peaks.min())} to {format_bytes(peaks.max())}" if len(peaks) else ""
     size = f", {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan else ""
     title(ax, f"Peak of a training step{size}{ends}")
@@ -94,28 +116,33 @@ def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None
 
     `tensors` is from `read_tensors`, `points` from `insertion_points`. A disc's area is its number of parameters.
     """
+    tensors = drawable(tensors, "read_tensors", "layer", "component", "parameters")
+    points = drawable(points, "insertion_points", "layer", "component", "trainable")
     weights, trained = (_grid(table, column) for table, column in ((tensors, "parameters"), (points, "trainable")))
     components = [one for one in COMPONENTS if one in weights.index or one in trained.index]
-    layers = range(OUTSIDE, 1 + int(max(weights.columns.max(), trained.columns.max())))
-    weights, trained = (grid.reindex(index=components, columns=layers, fill_value=0) for grid in (weights, trained))
+    weights, trained = (grid.reindex(index=components, fill_value=0) for grid in (weights, trained))
+    shares = [_shares(component, weights, trained) for component in components]
+    last = max([-1, *weights.columns, *trained.columns])  # of the layers; a name may claim to be the billionth
+    layers = range(OUTSIDE, 1 + min(last, MOST_ROWS))
+    weights, trained = (grid.reindex(columns=layers, fill_value=0) for grid in (weights, trained))
     ax = new_axes(ax, 1.6 + 0.55 * len(components))
     _tiles(ax, weights)
     _discs(ax, trained)
     name_rows(ax, components)
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
-    for row, component in enumerate(components):
-        ax.annotate(_shares(component, weights, trained), (1, row), xytext=(8, 0), **place)
+    for row, words in enumerate(shares):
+        ax.annotate(words, (1, row), xytext=(8, 0), **place)
     step = max(1, len(layers) // 14)
     shown = [layer for layer in layers if layer == OUTSIDE or (layer >= 0 and layer % step == 0)]
     ax.set_xticks(shown, ["outside" if layer == OUTSIDE else str(layer) for layer in shown])
     title(ax, "Where the weights are (grey), and where the adapter trains (discs)")
-    ax.set(xlabel="layer")
+    ax.set(xlabel="layer" if last <= MOST_ROWS else f"layer (up to {MOST_ROWS:,} of {last:,})")
     return ax
 
 
 def _tiles(ax: "Axes", weights: pd.DataFrame) -> None:
     """Shades of grey; the square root lets a layer be seen beside the embedding."""
-    shades = (weights / max(weights.to_numpy().max(), 1)) ** 0.5
+    shades = (weights / max(weights.to_numpy().max(initial=0), 1)) ** 0.5
     rows, columns = weights.shape
     extent = (OUTSIDE - 0.5, OUTSIDE + columns - 0.5, rows - 0.5, -0.5)
     ax.imshow(shades, cmap="Greys", vmin=0, vmax=1.6, aspect="auto", extent=extent)
@@ -123,7 +150,7 @@ def _tiles(ax: "Axes", weights: pd.DataFrame) -> None:
 
 
 def _discs(ax: "Axes", trained: pd.DataFrame) -> None:
-    areas = trained / max(trained.to_numpy().max(), 1) * 90  # square points
+    areas = trained / max(trained.to_numpy().max(initial=0), 1) * 90  # square points
     for row, component in enumerate(trained.index):
         style: dict[str, Any] = {"color": COLOURS[component], "edgecolor": "white", "linewidth": 0.4}
         ax.scatter(trained.columns, [row] * trained.shape[1], s=areas.loc[component], **style)
@@ -138,3 +165,26 @@ def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
 def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str:
     of_weights, of_trained = (grid.loc[component].sum() / max(grid.to_numpy().sum(), 1) for grid in (weights, trained))
     return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the training"
+
+
+def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Bars: the peak of each row of `training_ladder`, with what its change brings against the first."""
+    ax = new_axes(ax, 2 + 0.45 * len(ladder))
+    peaks = ladder["peak_bytes"].astype("Float64").fillna(0).astype(float) / GIB
+    ax.barh(range(len(ladder)), peaks, color=[NEUTRAL] + ["#999999"] * (len(ladder) - 1))
+    if len(peaks):
+        ax.axvline(peaks.iloc[0], color="#444444", linestyle="--", linewidth=1)
+    name_rows(ax, ladder["change"])
+    label_bars(ax, peaks, [_change_label(row) for row in ladder.itertuples()])
+    known = ladder["difference_bytes"].dropna()
+    best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
+    title(ax, f"{str(best).capitalize()} saves most" if best else "What each change brings")
+    ax.set(xlabel="memory at the peak of a training step (GiB)")
+    return ax
+
+
+def _change_label(row: Any) -> str:
+    if pd.isna(row.peak_bytes):
+        return "n/a"
+    sign, difference = ("+" if row.difference_bytes > 0 else "-"), format_bytes(abs(row.difference_bytes))
+    return format_bytes(row.peak_bytes) + (f" ({sign}{difference})" if row.difference_bytes else "")

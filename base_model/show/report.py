@@ -1,7 +1,10 @@
 """What was found, as files that can be sent and compared: report.json, report.md and the charts."""
 
+import hashlib
 import json
+import os
 import platform
+import stat
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError
-from base_model.show.charts import plot_components, plot_layers, plot_parameters, plot_storage, save_chart
+from base_model import ModelError, format_bytes, visible
+from base_model.show.charts import picture, plot_components, plot_layers, plot_parameters, plot_storage
 from base_model.show.plan_charts import plot_adapters, plot_memory, plot_training
 from base_model.show.run_charts import plot_limits, plot_runs
+from base_model.show.saving import in_home, reason, write_whole
 from base_model.show.words import compare_runs, escape, markdown_table, takeaways
 
 SCHEMA = "base_model_visualize/report/1"  # the number grows when a name or a meaning changes
@@ -33,6 +37,7 @@ OF_TABLES = {  # those that have a chart and a takeaway of their own
     "training": ("training.png", plot_training),
     "limits": ("speed-limit.png", plot_limits),
 }
+MAX_BYTES = 50_000_000  # of one file of a report; those of the largest models have some hundred kilobytes
 LONG = 20  # rows; a longer table is folded in report.md
 
 
@@ -43,28 +48,28 @@ def save_report(
 
     `model` has its `name` and `commits`; `tables` are written in their order, of which `files`, and `runs` if there are
     any, are drawn too. The same findings give the same bytes: no time of day, no path. Raises ModelError where the
-    folder cannot be written, or holds a report.json of something else.
+    folder cannot be written, or holds a file of one of these names that no report has written, or that was changed.
     """
-    page, runs = folder / "report.md", tables.get("runs", compare_runs([]))
+    runs = tables.get("runs", compare_runs([]))
     plans = {name: tables[name] for name in OF_TABLES if name in tables}
+    titles, files = _draw(tables, tensors, runs)
+    points = takeaways(tables["files"], tensors, runs, **plans, models=tables.get("model"))
+    files["report.md"] = _page(model, tables, titles, points).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _require_own(folder / "report.json")
-        titles = _draw(folder, tables, tensors, runs)
-        text = json.dumps(_content(model, tables), indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        page.write_text(
-            _page(model, tables, titles, takeaways(tables["files"], tensors, runs, **plans)), encoding="utf-8"
-        )
-    except OSError as error:
-        raise ModelError(f"The report cannot be written to {folder}: {error.strerror}. Give another folder.") from error
-    return page
+        before = _require_own(folder, files)
+        files["report.json"] = _sealed(_content(model, tables), before, files)
+        write_whole({folder / name: content for name, content in files.items()})
+    except (OSError, ValueError) as error:
+        words = f"The report cannot be written to {visible(str(folder))}: {reason(error)}. Give another folder."
+        raise ModelError(words) from error
+    return folder / "report.md"
 
 
 def _draw(
-    folder: Path, tables: Mapping[str, pd.DataFrame], tensors: pd.DataFrame, runs: pd.DataFrame
-) -> dict[str, str]:
-    """Save the charts under the notebook's names; gives `{file: title}`, which is the text for who cannot see them."""
+    tables: Mapping[str, pd.DataFrame], tensors: pd.DataFrame, runs: pd.DataFrame
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """The charts under the notebook's names: `{file: title}`, a text for who cannot see them, and `{file: PNG}`."""
     import matplotlib.pyplot as plt
 
     charts = {
@@ -75,16 +80,65 @@ def _draw(
         **({} if runs.empty else {"speed.png": plot_runs(runs)}),
         **{file: plot(tables[name]) for name, (file, plot) in OF_TABLES.items() if len(tables.get(name, ()))},
     }
-    for name, ax in charts.items():
-        save_chart(ax, folder / name)
+    pictures = {name: picture(ax) for name, ax in charts.items()}
+    for ax in charts.values():
         plt.close(ax.get_figure(root=True))  # a notebook would show it below the cell
-    return {name: ax.get_title(loc="left") for name, ax in charts.items()}
+    return {name: ax.get_title(loc="left") for name, ax in charts.items()}, pictures
 
 
-def _require_own(path: Path) -> None:
-    """A report is renewed, but nothing else is overwritten."""
-    if path.exists():
-        _read(path)
+def _require_own(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """A report is renewed, but nothing else is overwritten: what is there must be as report.json says it was written.
+
+    Or as it will be written, such as a chart that the notebook has just saved. Gives `{file: SHA-256}` of the report
+    that is there, none where there is none.
+    """
+    page = folder / "report.json"
+    for path in (page, *(folder / name for name in files)):
+        if path.is_symlink():
+            raise ModelError(f"{path} is a link, and a report writes through none. Remove it, or give another folder.")
+    written = _written(page) if page.exists() else {}
+    for name, content in files.items():
+        path = folder / name
+        if path.exists() and _digest(_bytes(path)) not in (written.get(name), _digest(content)):
+            raise _not_own(path)
+    return written
+
+
+def _written(page: Path) -> dict[str, str]:
+    """`{file: SHA-256}` as report.json states it, which must itself be as it was written. Raises ModelError."""
+    content = _read(page)
+    digests = content.pop("sha256", None)
+    if not isinstance(digests, dict) or digests.get(page.name) != _digest(_json(content)):
+        raise _not_own(page)
+    return digests
+
+
+def _not_own(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is not as a report has written it: it is yours, or was changed. Move it away, or give another folder."
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate, from an odd file name, becomes JSON's escape
+
+
+def _sealed(content: dict[str, Any], before: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
+    """report.json: what was found, and the SHA-256 of each file of this report, of this one without these lines.
+
+    `before` are those of the report that was there: a chart of its own, of a run that is no more told of, stays.
+    """
+    digests = {
+        **before,
+        **{name: _digest(file) for name, file in files.items()},
+        "report.json": _digest(_json(content)),
+    }
+    return _json(content | {"sha256": digests})
 
 
 def _content(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -138,17 +192,44 @@ def read_report(folder: str | Path) -> dict[str, pd.DataFrame]:
 
     What was an index is a column, and `size` is called `size_bytes`. Raises ModelError where there is no report.
     """
-    path = Path(folder).expanduser() / "report.json"
-    return {name: pd.DataFrame(rows) for name, rows in _read(path)["tables"].items()}
+    path = in_home(folder) / "report.json"
+    tables = _read(path).get("tables")
+    try:
+        return {name: _table(rows) for name, rows in tables.items()}  # type: ignore[union-attr]
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{path} holds something else than tables. Let `write_report` write it anew.") from error
+
+
+def _table(rows: Any) -> pd.DataFrame:
+    """Rows that are objects, as a table; TypeError for anything else."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TypeError("no rows")
+    return pd.DataFrame(rows)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a report.json. Raises ModelError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_bytes(path))
     except FileNotFoundError as error:
         raise ModelError(f"There is no {path}. Let `write_report(model, folder)` write it first.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON. Write the report to another folder.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ModelError(f"{path} is no report of the form {SCHEMA}. Give another folder.")
     return content
+
+
+def _bytes(path: Path) -> bytes:
+    """A file that may be part of a report; what cannot be, a pipe, a device, gigabytes, is refused unread."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path} is a pipe or a device, no file of a report. Give another folder.")
+        if status.st_size > MAX_BYTES:
+            raise ModelError(f"{path} has {format_bytes(status.st_size)}, too many for a report. Give another folder.")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its other end

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from base_model import format_share
-from base_model.show.charts import NEUTRAL, label_bars, legend, name_rows, new_axes, title
+from base_model.show.charts import (
+    NEUTRAL,
+    drawable,
+    first_rows,
+    label_bars,
+    legend,
+    name_rows,
+    new_axes,
+    rows_height,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,7 +23,9 @@ if TYPE_CHECKING:
 
 def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
-    ax = new_axes(ax, 1.6 + 0.45 * len(table))
+    table = drawable(table, "compare_runs", "method", "device", "dtype", "first_token_s", "tokens_per_s")
+    ax = new_axes(ax, 1.6 + rows_height(len(table), 0.45))
+    table = first_rows(table, ax)
     speeds = table["tokens_per_s"].fillna(0)
     ax.barh(range(len(table)), speeds, color=NEUTRAL)
     name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
@@ -31,7 +43,10 @@ def _run_label(run: Any) -> str:
 
 def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the decoding speed of each run of `speed_limit` inside the speed that memory bandwidth allows."""
-    ax = new_axes(ax, 2 + 0.45 * len(limits))
+    columns = ("method", "device", "dtype", "tokens_per_s", "limit_tokens_per_s", "share")
+    limits = drawable(limits, "speed_limit", *columns)
+    ax = new_axes(ax, 2 + rows_height(len(limits), 0.45))
+    limits = first_rows(limits, ax)
     speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)
     ax.barh(range(len(limits)), most, color="#E5E5E5", label="limit: bandwidth over bytes per token")
     ax.barh(range(len(limits)), speeds, height=0.5, color=NEUTRAL, label="measured")

@@ -173,12 +173,16 @@ def takeaways(
     inference: pd.DataFrame | None = None,
     adapters: pd.DataFrame | None = None,
     training: pd.DataFrame | None = None,
+    models: pd.DataFrame | None = None,
 ) -> str:
     """What this page has shown, as a Markdown list, from the tables of `list_files`, `read_tensors`, `compare_runs`.
 
-    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters` and `compare_training`.
+    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters`, `compare_training` and
+    `compare_models`, whose first row is this model.
     """
-    points = [_on_storage(files), _on_parameters(tensors), _on_components(tensors), _on_layers(tensors)]
+    points = [_on_storage(files), _on_parameters(tensors)]
+    points += [] if models is None else _on_experts(models, tensors)
+    points += [_on_components(tensors), _on_layers(tensors)]
     points += [] if inference is None else [_on_memory(inference)]
     points += [] if adapters is None else [_on_adapters(adapters)]
     points += [] if training is None else [_on_training(training)]
@@ -234,6 +238,18 @@ def _on_parameters(tensors: pd.DataFrame) -> str:
         f"**Parameters.** {format_count(parameters)} in {len(tensors):,} tensors, stored as {dtypes}: "
         f"{size / max(parameters, 1):.2f} bytes per parameter."
     )
+
+
+def _on_experts(models: pd.DataFrame, tensors: pd.DataFrame) -> list[str]:
+    """What one token uses of a mixture of experts; nothing for a dense model."""
+    row = models.iloc[0]
+    if pd.isna(row["active"]) or row["active"] >= row["parameters"]:
+        return []
+    active, embedding = int(row["active"]), tensors.loc[tensors["component"] == "embedding", "parameters"].sum()
+    untied = (tensors["component"] == "head").any()
+    rest = f"; {format_count(active - int(embedding))} without the embedding, of which it reads a row" if untied else ""
+    used = f"{format_count(active)} of {format_count(int(row['parameters']))} parameters"
+    return [f"**Experts.** One token uses {used}{rest}. All of them must be loaded."]
 
 
 def _on_components(tensors: pd.DataFrame) -> str:

@@ -2,74 +2,94 @@
 
 import json
 import os
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, format_count, visible
-from base_model.architecture.config import described, is_tied
-from base_model.read.folder import names_in, read_config, read_json, readable_headers
+from base_model import ModelError, format_count, visible
+from base_model.architecture.config import is_tied
+from base_model.read.folder import TOKENIZER_FILES, names_in, read_config, read_json, readable_headers
+from base_model.read.limits import TEMPLATE_SECONDS
 from base_model.read.tensors import tensor_table
+from base_model.text.tame import SAMPLE, faults_in_words, in_child, require_plain_settings, require_tame
 
-TEMPLATE_BYTES = 4 * 2**30  # address space, of which the libraries take their share
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SETTINGS = "generation_config.json"
-# Article 1 of the Universal Declaration of Human Rights: the same for every model, so that they can be compared.
-SAMPLE = (
-    "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and "
-    "should act towards one another in a spirit of brotherhood."
-)
+_VOCABULARY = re.compile(r"\.(model|tiktoken|spm|vocab|bpe)$|^(vocab|merges|tokenizer\.model)")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, by transformers; no code of the folder is run, nothing is downloaded."""
+def load_tokenizer(folder: Path, text: str = SAMPLE) -> Any:
+    """The folder's tokenizer, by transformers; no code of the folder is run, nothing is downloaded.
+
+    It is tried out first, on `text` too, where it can do no harm; see child.py. Raises ModelError.
+    """
     from transformers import AutoTokenizer
 
-    _require_plain_settings(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare exceptions of many kinds, and the panics of Rust code, which are no Exception
-        raise ModelError(
-            f"The tokenizer in {folder} cannot be loaded: {brief(error)}. Download its files again."
-        ) from error
+    config = _plain_config(require_plain_settings(folder))
+    fast = folder / "tokenizer.json"
+    if os.path.lexists(fast):
+        require_tame(folder, {"tokenizer": str(fast.resolve())}, text)
+    with faults_in_words(f"The tokenizer in {folder} cannot be loaded", "Download its files again"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
+        _require_vocabulary(folder, tokenizer)
+        if not os.path.lexists(fast) and hasattr(tokenizer, "backend_tokenizer"):
+            require_tame(folder, {"json": tokenizer.backend_tokenizer.to_str()}, text)
     template = _default_template(tokenizer.chat_template)
     if not isinstance(template, str | None):
         raise ModelError(f"The chat template in {folder} is no text. Download the tokenizer's files again.")
     return tokenizer
 
 
-def _require_plain_settings(folder: Path) -> None:
-    """What transformers would wait for, or build however large, as it reads these files, is refused first."""
-    names = ("config.json", "tokenizer_config.json", "tokenizer.json")
-    settings = {name: read_json(folder / name) for name in names if os.path.lexists(folder / name)}
-    described(settings.get("config.json", {}))
-    limit = settings.get("tokenizer_config.json", {}).get("model_max_length", 1)
-    if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # NaN is refused, too
-        raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length, which is no count.")
+def split(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text, without those that a tokenizer adds. Raises ModelError, for an unknown word too."""
+    with faults_in_words("The tokenizer cannot split this text", "Give another text, or download its files again"):
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
-def require_tame_template(tokenizer: Any, seconds: float = 0.5) -> None:
-    """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see render.py."""
+def _require_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """transformers makes an empty vocabulary up where a folder holds none. Raises ModelError."""
+    wanted = {name for name in type(tokenizer).vocab_files_names.values() if isinstance(name, str)}
+    there = set(names_in(folder))
+    if wanted and there.isdisjoint(wanted.union(TOKENIZER_FILES)) and not any(map(_VOCABULARY.search, there)):
+        raise ModelError(
+            f"{folder} holds no vocabulary ({', '.join(sorted(wanted))}): its tokenizer would be made up. Download it."
+        )
+
+
+def _plain_config(settings: dict[str, Any]) -> Any:
+    """A config of the model's class that says no more of it than a tokenizer must know.
+
+    transformers is given it, so that it reads no config.json of its own accord.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    names = ("tokenizer_class", "model_name", "_name_or_path")
+    stated = {name: settings[name] for name in names if isinstance(settings.get(name), str)}
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str):
+        return PreTrainedConfig(**stated)
+    plain = PreTrainedConfig(**stated | {"model_type": model_type})
+    try:
+        return CONFIG_MAPPING[model_type](**stated) if model_type in CONFIG_MAPPING else plain
+    except Exception:  # a few architectures have no defaults: the name of the type has to do
+        return plain
+
+
+def require_tame_template(tokenizer: Any, seconds: float = TEMPLATE_SECONDS) -> None:
+    """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see child.py."""
     render_prompt(tokenizer, "Hello, who or what are you?", seconds)
 
 
-def render_prompt(tokenizer: Any, text: str, seconds: float = 0.5) -> str:
+def render_prompt(tokenizer: Any, text: str, seconds: float = TEMPLATE_SECONDS) -> str:
     """`text` as the model is given it: in the turns of the chat template, or as it stands where there is none."""
-    import subprocess
-
     template = _default_template(tokenizer.chat_template)
     if not template:
         return text
-    task = {"template": template, "text": text, "seconds": seconds, "bytes": TEMPLATE_BYTES}
-    task["tokens"] = {
-        name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
-    }
-    command = [sys.executable, "-P", str(Path(__file__).with_name("render.py"))]
-    done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, timeout=120)
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    done = in_child({"template": template, "text": text, "tokens": tokens, "seconds": seconds})
     if done.returncode:
         fault = "ran too long" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
         raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")
@@ -83,14 +103,15 @@ def _default_template(template: Any) -> Any:
 
 def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:
     """One row per fact; columns `fact`, `value` (text)."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, text)
     template = _default_template(tokenizer.chat_template)
     stated = stated_ids(folder)
+    ids = sorted(tokenizer.get_vocab().values())
     facts = {
         "class": type(tokenizer).__name__,
-        "vocabulary, added tokens included": format_count(len(tokenizer)),
+        "vocabulary, added tokens included": format_count(len(tokenizer)) + _sparse(ids),
         "added tokens": f"{len(tokenizer.get_added_vocab()):,}",
-        "embedding rows": _rows(_embedding_rows(folder), len(tokenizer)),
+        "embedding rows": _rows(_embedding_rows(folder), ids),
         **{role.replace("_", " "): _special(tokenizer, role) for role in ROLES},
         **{f"{role[:3]} in {SETTINGS}": _agreement(tokenizer, role, stated) for role in ROLES[:3]},
         "padding": _padding(tokenizer, stated),
@@ -101,6 +122,11 @@ def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:
     return pd.DataFrame(facts.items(), columns=["fact", "value"])
 
 
+def _sparse(ids: list[int]) -> str:
+    """What is unusual about ids: that some are left out, so that more rows are needed than there are tokens."""
+    return f", with ids up to {ids[-1]:,}" if ids and ids[-1] >= len(ids) else ""
+
+
 def _embedding_rows(folder: Path) -> int | None:
     """The rows of the largest embedding, from the headers; None in a folder without readable weights."""
     headers = readable_headers(folder, names_in(folder))
@@ -109,15 +135,18 @@ def _embedding_rows(folder: Path) -> int | None:
     return max((shape[0] for shape in shapes if len(shape) == 2), default=None)
 
 
-def _rows(rows: int | None, tokens: int) -> str:
-    """The embedding's rows, and what it means when they are not one for each token."""
+def _rows(rows: int | None, ids: list[int]) -> str:
+    """The embedding's rows, and what it means when they are not one for each id up to the last."""
     if rows is None:
         return "not known: no embedding was found in the headers"
-    if rows == tokens:
-        return f"{rows:,}: one for each token"
-    if rows > tokens:
-        return f"{rows:,}: {rows - tokens:,} more than tokens, free for tokens of your own"
-    return f"{rows:,}: MISMATCH, {tokens - rows:,} tokens have no row, and their ids would fail"
+    needed = ids[-1] + 1 if ids else 0
+    what = "tokens" if needed == len(ids) else "ids"
+    if rows == needed:
+        return f"{rows:,}: one for each {what[:-1]}"
+    if rows > needed:
+        return f"{rows:,}: {rows - needed:,} more than {what}, free for tokens of your own"
+    without = sum(number >= rows for number in ids)
+    return f"{rows:,}: MISMATCH, {without:,} tokens have no row, and their ids would fail"
 
 
 def stated_ids(folder: Path) -> dict[str, list[int]]:
@@ -152,7 +181,7 @@ def _padding(tokenizer: Any, stated: dict[str, list[int]]) -> str:
 
 
 def _per_word(tokenizer: Any, text: str) -> str:
-    tokens, words = len(tokenizer(text, add_special_tokens=False)["input_ids"]), len(text.split())
+    tokens, words = len(split(tokenizer, text)), len(text.split())
     of = "of a fixed English sample" if text == SAMPLE else "of the text given"
     return f"{tokens / words:.2f} ({tokens:,} for {words:,} words {of})" if words else "no words given"
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from base_model import visible
 from base_model.hub.locate import folder_of
-from base_model.text.tokenizer import SAMPLE, load_tokenizer, render_prompt, tokenizer_facts
+from base_model.text.tame import SAMPLE, faults_in_words
+from base_model.text.tokenizer import load_tokenizer, render_prompt, split, tokenizer_facts
 
 MAX_DRAWN = 2_000  # tokens; a page of thousands of pieces is slow, and nobody reads it
 # Half transparent, so that the page's own text colour reads on them, in a light theme and in a dark one.
@@ -52,7 +53,7 @@ def show_prompt(model: str | Path, text: str) -> str:
 
     Safe to print: control characters are written as escapes. Raises ModelError for a template that does not work.
     """
-    prompt = render_prompt(load_tokenizer(folder_of(model, with_tokenizer=True)), text)
+    prompt = render_prompt(load_tokenizer(folder_of(model, with_tokenizer=True), text), text)
     return "\n".join(map(visible, prompt.split("\n")))
 
 
@@ -61,7 +62,7 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 
     A token with a part of a character shows that part's bytes: `⟨F0 9F⟩`.
     """
-    return _table(load_tokenizer(folder_of(model, with_tokenizer=True)), text)
+    return _table(load_tokenizer(folder_of(model, with_tokenizer=True), text), text)
 
 
 def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
@@ -69,7 +70,7 @@ def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
 
     At most 2,000 are drawn; below, how many there are, per word and in bytes. `print` gives the same as plain text.
     """
-    tokenizer = load_tokenizer(folder_of(model, with_tokenizer=True))
+    tokenizer = load_tokenizer(folder_of(model, with_tokenizer=True), text)
     table = _table(tokenizer, text)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     drawn = table.head(MAX_DRAWN)
@@ -79,10 +80,11 @@ def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
 
 
 def _table(tokenizer: Any, text: str) -> pd.DataFrame:
-    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    tokens = tokenizer.convert_ids_to_tokens(token_ids)
-    pieces = map(_piece, tokens, map(tokenizer.decode, token_ids))
-    return pd.DataFrame(zip(token_ids, tokens, pieces, strict=True), columns=["token_id", "token", "text"])
+    token_ids = split(tokenizer, text)
+    with faults_in_words("The tokenizer cannot tell what its tokens stand for", "Download its files again"):
+        tokens = tokenizer.convert_ids_to_tokens(token_ids)
+        pieces = map(_piece, tokens, map(tokenizer.decode, token_ids))
+        return pd.DataFrame(zip(token_ids, tokens, pieces, strict=True), columns=["token_id", "token", "text"])
 
 
 def _piece(token: str, decoded: str) -> str:

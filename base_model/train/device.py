@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 
 from base_model.plan.attention import Kernel
 from base_model.plan.ledger import HOST, Ledger
@@ -94,14 +95,29 @@ def _scores(ledger: Ledger) -> type:
     return Scores
 
 
+def _unpacked(module: Any) -> Any:
+    """A layer's weight, unpacked if bitsandbytes packed it: that is told from the class of the parameter."""
+    from base_model.plan.quantization import bitsandbytes
+
+    weight, functional = module.weight, bitsandbytes().functional
+    if getattr(weight, "quant_state", None) is not None:
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    if getattr(weight, "SCB", None) is not None:
+        return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+    return weight
+
+
+_FOREACH = [torch.Tensor, DTensor, FakeTensor]
 # On every device: a fake tensor is treated like the real one that it stands for.
 BRANCHES_ON_FAKE = (
     Branch("transformers.utils.import_utils", "is_fake_tensor", "FakeTensor", lambda _: lambda _: False),
-    Branch(
-        "torch.utils._foreach_utils", "_foreach_supported_types", "torch.Tensor", lambda _: [torch.Tensor, FakeTensor]
-    ),
-    Branch("torch.optim.optimizer", "_foreach_supported_types", "torch.Tensor", lambda _: [torch.Tensor, FakeTensor]),
+    Branch("torch.utils._foreach_utils", "_foreach_supported_types", "torch.Tensor", lambda _: _FOREACH),
+    Branch("torch.optim.optimizer", "_foreach_supported_types", "torch.Tensor", lambda _: _FOREACH),
     Branch(_HEAD, "_ChunkedLogProbFunction", "ChunkedLogProbFunction", _scores),
+    *(
+        Branch(f"peft.tuners.lora.{module}", "dequantize_module_weight", '"Params4bit"', lambda _: _unpacked)
+        for module in ("dora", "layer", "variants")
+    ),
 )
 # On the CPU only.
 BRANCHES_ON_CPU = (Branch("torch", "get_rng_state", "default_generator", lambda ledger: _random_state(ledger)),)

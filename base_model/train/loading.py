@@ -1,8 +1,9 @@
 """A model as `from_pretrained` would give it to a trainer: attention, quantisation, and tensors without memory."""
 
+import warnings
 from typing import Any
 
-from base_model import ModelError, brief
+from base_model import ModelError, ModelWarning, brief, format_bytes
 from base_model.plan.quantization import bitsandbytes
 
 FLASH = "base_model_varlen"  # the name under which transformers finds `flash_attention`
@@ -12,6 +13,8 @@ def with_attention(model: Any, wanted: str | None) -> Any:
     """The model with the attention that was asked for; a kernel that is not installed is stood in for."""
     if wanted is None:
         return model
+    if wanted == "flex_attention":
+        raise ModelError("flex_attention is compiled for the card, which is not planned: take sdpa.")
     if "flash" in wanted:
         _register_flash()
         wanted = FLASH
@@ -42,14 +45,31 @@ def flash_attention(module: Any, query: Any, key: Any, value: Any, attention_mas
 
 
 def quantized(model: Any, settings: Any) -> Any:
-    """The model with its linear layers packed as a `BitsAndBytesConfig` says."""
-    from transformers import BitsAndBytesConfig
+    """The model with its linear layers packed as a `BitsAndBytesConfig` or a `GPTQConfig` says."""
+    from transformers import BitsAndBytesConfig, GPTQConfig
 
     from base_model.plan.quantization import quantize_by
+    from base_model.train import gptq
 
+    if isinstance(settings, GPTQConfig):
+        return gptq.pack(model, settings)
     if not isinstance(settings, BitsAndBytesConfig):
-        raise ModelError(f"A quantisation is planned from a BitsAndBytesConfig, not from {type(settings).__name__}.")
+        raise ModelError(
+            f"A quantisation is planned from a BitsAndBytesConfig or a GPTQConfig, not from {type(settings).__name__}."
+        )
     return quantize_by(model, settings)
+
+
+def warn_of_experts(model: Any) -> None:
+    """bitsandbytes packs linear layers; transformers 5 keeps all experts of a layer in one parameter, which is none."""
+    left = sum(one.nbytes for name, one in model.named_parameters() if one.ndim == 3 and "expert" in name)
+    if left:
+        warnings.warn(
+            f"The experts, {format_bytes(left)}, stay unpacked: bitsandbytes packs linear layers, and transformers 5 "
+            "keeps all experts of a layer in one parameter. Before it, each was a linear layer, and was packed.",
+            ModelWarning,
+            stacklevel=2,
+        )
 
 
 def fake_twin(tensor: Any, twins: dict[int, Any]) -> Any:
@@ -71,7 +91,8 @@ def fake_twin(tensor: Any, twins: dict[int, Any]) -> Any:
 def _copy_quantisation(tensor: Any, twin: Any, twins: dict[int, Any]) -> None:
     bnb = bitsandbytes()
     if isinstance(tensor, bnb.nn.Params4bit):
-        twin.quant_state = _fake_state(tensor.quant_state, twins)
+        # The layer keeps it, too: FSDP replaces the parameter, and the layer gives it back.
+        twin.quant_state = tensor.module.quant_state = _fake_state(tensor.quant_state, twins)
         twin.bnb_quantized, twin.quant_type, twin.quant_storage = True, tensor.quant_type, tensor.quant_storage
         twin.blocksize, twin.compress_statistics = tensor.blocksize, tensor.compress_statistics
     elif isinstance(tensor, bnb.nn.Int8Params):

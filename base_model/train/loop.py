@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, require_whole
-from base_model.architecture.config import skeleton_of
-from base_model.plan.adapters import RANK, attach, default_adapters
+from base_model import ModelError, ModelWarning, brief, require_whole
+from base_model.architecture.config import has_position_table, positions_of, skeleton_of
+from base_model.plan.adapters import attach
 from base_model.plan.quantization import quantize, stored_tensors
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "temporary")
 COLUMNS = (*(f"{part}_bytes" for part in PARTS), "embedding_bytes", "peak_bytes")
-METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
 
 
 def plan_training(
@@ -28,41 +27,20 @@ def plan_training(
 ) -> pd.DataFrame:
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
     ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, dtype)
+    if note := note_of(config, tokens):
+        warnings.warn(f"Read this with the plan: {note}.", ModelWarning, stacklevel=3)
     row = [ledger.most[part] for part in PARTS]
     return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 
 
-def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
-    """One row per method, in `METHOD_COLUMNS`: the parts as they are at the peak, so that they add up to it.
+def note_of(config: Any, tokens: int) -> str:
+    """What holds for every training plan of this architecture at this length."""
+    from base_model.plan.scans import scan_note
 
-    A method that cannot be measured for this architecture has <NA>, and its `note` says why.
-    """
-    require_whole("tokens", tokens, least=2)
-    require_whole("batch", batch)
-    adapters = default_adapters(skeleton_of(config))
-    lora = adapters[f"LoRA r{RANK}"]
-    methods = [
-        ("full fine-tuning", None, False),
-        (f"LoRA r{RANK}", lora, False),
-        ("IA-3", adapters["IA-3"], False),
-        (f"QLoRA r{RANK}", lora, True),
-    ]
-    rows = []
-    for suffix, checkpointing in (("", False), (", checkpointing", True)):
-        for method, adapter, quantized in methods:
-            rows.append(
-                [method + suffix, batch, tokens, *_at_peak(config, adapter, tokens, batch, checkpointing, quantized)]
-            )
-    return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
-
-
-def _at_peak(config: Any, adapter: Any, tokens: int, batch: int, checkpointing: bool, quantized: bool) -> list[Any]:
-    """The cells of `COLUMNS` and the note."""
-    try:
-        ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, None)
-    except ModelError as error:
-        return [pd.NA] * len(COLUMNS) + [str(error)]
-    return [*(ledger.at_peak[part] for part in PARTS), embedding, ledger.peak, ""]
+    positions = positions_of(config)
+    beyond = f"the model was made for {positions:,} tokens" if positions and tokens > positions else ""
+    images = "a step on text alone: images take more" if config.get_text_config() is not config else ""
+    return "; ".join(filter(None, (beyond, images, scan_note(skeleton_of(config)))))
 
 
 def measure(
@@ -82,14 +60,26 @@ def measure(
         raise ModelError(f"`quantized` is True for NF4, or False, not {quantized!r}: training on int8 is not planned.")
     if quantized and adapter is None:
         raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
+    from base_model.plan.answers import Finite
+    from base_model.plan.scans import kernel_scans
+
+    _require_positions(config, tokens)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' remarks on training for real
         base = _prepared(config, checkpointing, quantized, dtype)
         weights, embedding = list(stored_tensors(base)), embedding_bytes(base)
         model = attach(base, adapter) if adapter is not None else base
         ledger = _opened(model, weights, observe)
-        _run_step(model.train(), ledger, tokens, batch)
+        with kernel_scans(model), Finite():
+            _run_step(model.train(), ledger, tokens, batch)
     return ledger, embedding
+
+
+def _require_positions(config: Any, tokens: int) -> None:
+    """Stop where positions are rows of a table, and this text is longer: no real step would run."""
+    positions = positions_of(config)
+    if positions and tokens > positions and has_position_table(skeleton_of(config), positions):
+        raise ModelError(f"The positions of this model end at {positions:,} tokens. Take at most that many.")
 
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
@@ -161,6 +151,8 @@ def _opened(model: Any, weights: list[Any], observe: Callable[..., None] | None)
 
 
 def embedding_bytes(model: Any) -> int:
-    """Of the weights, the embedding and the output head, once where they are tied."""
+    """Of the weights on this device, the embedding and the output head, once where they are tied."""
+    from base_model.plan.ledger import local
+
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return sum({id(end.weight): end.weight.nbytes for end in ends if end is not None}.values())
+    return sum({id(end.weight): local(end.weight).nbytes for end in ends if end is not None}.values())

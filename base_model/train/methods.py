@@ -13,7 +13,7 @@ ACCURACY_OF = "Llama-3.2-3B on MetaMathQA, tested on GSM8K"
 
 @dataclass(frozen=True)
 class Method:
-    """A way to tune: `adapter` is that of `adapter_of`; `bits` of the base's weights; `optim` as transformers names it."""
+    """A way to tune: its `adapter` (see `adapter_of`), the `bits` of the base's weights, the optimizer's name."""
 
     name: str
     adapter: str | None

@@ -35,6 +35,7 @@ class Cost:
     flops: int
     dtype: str
     moved: int
+    attention: bool = False
 
 
 class Tape:
@@ -60,13 +61,15 @@ def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: 
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
     floats = [one.dtype for one in inputs if one.is_floating_point()]
     dtype = str(floats[0] if floats else torch.float32).removeprefix("torch.")
-    return Cost(flops, dtype, _moved(func, packet, inputs, outputs))
+    return Cost(flops, dtype, _moved(func, packet, args, kwargs, inputs, outputs), packet in ATTENTION)
 
 
-def _moved(func: Any, packet: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
+def _moved(
+    func: Any, packet: Any, args: Any, kwargs: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+) -> int:
     """Bytes that the kernel reads and writes."""
     written = sum(map(_bytes, outputs))
-    changed = [inputs[0]] if inputs and func._schema.is_mutable and not outputs else []
+    changed = _changed(func, args, kwargs) if not outputs else []
     if packet in PICKS:
         return 2 * written
     if packet is torch.ops.bitsandbytes.gemm_4bit:  # the weight is unpacked, written and read again
@@ -76,6 +79,18 @@ def _moved(func: Any, packet: Any, inputs: list[torch.Tensor], outputs: list[tor
     if packet is aten.embedding_dense_backward:
         return written + _bytes(inputs[0])
     return sum(map(_bytes, inputs)) + written + sum(map(_bytes, changed))
+
+
+def _changed(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that an operation without a result writes in place: those of a whole list for `_foreach_mul_`."""
+    marked = [argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments]
+    given = [value for value, written in zip(args, marked, strict=False) if written]
+    given += [
+        kwargs[one.name]
+        for one, written in zip(func._schema.arguments, marked, strict=True)
+        if written and one.name in kwargs
+    ]
+    return [one for one in tree_leaves(given) if isinstance(one, torch.Tensor)]
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -119,6 +134,7 @@ def _grouped(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+ATTENTION = {one._opoverload._overloadpacket for one in (attention_of, gradients_of_attention)}
 FORMULAS: dict[Any, Any] = {
     attention_of._opoverload._overloadpacket: _attention_flops,
     gradients_of_attention._opoverload._overloadpacket: _attention_backward_flops,

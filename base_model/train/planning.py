@@ -8,15 +8,19 @@ import pandas as pd
 
 from base_model import ModelError, visible
 from base_model.architecture.config import read_architecture, skeleton_of
+from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
-from base_model.train import loop, script, trainer, trial
+from base_model.train import ladder as ladder_room
+from base_model.train import loop, script, time, trial
+from base_model.train import recommend as search
 from base_model.train import settings as choices
+from base_model.train import trainer as trainers
 
 
 def _config(model: str | Path) -> Any:
-    return read_architecture(folder_of(model))
+    return read_planned(folder_of(model))
 
 
 def skeleton(model: str | Path) -> Any:
@@ -35,7 +39,7 @@ def plan_inference(model: str | Path, contexts: Iterable[int] | None = None, dev
     `total_bytes`, `device` (of `this_machine`, the last unless given), `usable_bytes`, `verdict` ("fits", "tight" above
     80%, "does not fit"), `largest_context` (tokens). `contexts` are up to what the model was made for unless given.
     """
-    return inference.plan_inference(_config(model), contexts, device)
+    return inference.plan_inference(read_architecture(folder_of(model)), contexts, device)
 
 
 def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -82,11 +86,20 @@ def plan_training(
 
 
 def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> pd.DataFrame:
-    """Full fine-tuning, LoRA, IA-3 and QLoRA, with and without checkpointing: a `method` per row.
+    """Full fine-tuning, LoRA, IA-3 and QLoRA by TRL's SFTTrainer, with and without checkpointing: a `method` per row.
 
-    The columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`.
+    TRL's defaults otherwise: bfloat16 autocast, the loss in chunks, fused AdamW; weights as they are stored. The
+    columns of `plan_training`, with each part as it is at the peak, so that they add up to `peak_bytes`; `note`.
     """
-    return loop.compare_training(_config(model), tokens, batch)
+    return ladder_room.compare_training(_config(model), tokens, batch)
+
+
+def training_ladder(model: str | Path, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
+    """What each knob brings, from TRL's defaults on: one `change` per row, against the first.
+
+    Columns: `change`, `batch`, `tokens`, the columns of `compare_training`, `difference_bytes` (negative: it saves).
+    """
+    return ladder_room.ladder(_config(model), tokens, batch)
 
 
 def plan_trainer(
@@ -97,22 +110,85 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of `SFTConfig`, which needs no card where transformers would refuse to build one. The plan is of a CUDA
-    card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long. `model_init_kwargs` is
-    what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as they are stored unless it
-    says more. TRL itself, given a name and no `dtype`, loads float32.
+    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
+    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
+    they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
+    is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
+    `prepare_model_for_kbit_training` first, which TRL does not: norms, embedding and head become float32.
+
+    With `devices` above one the figures are those of one of these cards under FSDP2, as `fsdp=True` shards by default;
+    gathered weights are `temporary_bytes` then.
 
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
     libraries refuse.
     """
-    return trainer.plan_trainer(
-        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs
+    return trainers.plan_trainer(
+        _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared, trainer
     )
+
+
+def plan_time(
+    model: str | Path,
+    args: Any = None,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    tokens: int | None = None,
+    gpu: str = "NVIDIA L40S",
+    trainer: str = "trl",
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """How long one step of that run takes on a card of `gpus` ("cpu" measures this machine's), before it is rented.
+
+    The first arguments are those of `plan_trainer`; `trainer="plain"` is the loop of `plan_training`, with the batch
+    and the checkpointing of `args`. One row: `gpu`; `step_s` (of the optimizer, all micro-batches); `low_s`, `high_s`:
+    nine of ten published steps lie between; `tokens_per_s`; and what the step is made of: `compute_s`, `memory_s`,
+    `launch_s`. Raises ModelError, also for a card that is not known.
+    """
+    return time.plan_time(
+        _config(model), args, peft_config, quantization_config, tokens, gpu, trainer, model_init_kwargs
+    )
+
+
+def recommend(
+    model: str | Path,
+    gpu: str | None = None,
+    memory: str | int | None = None,
+    data: Any = None,
+    tokens: int = 1024,
+    devices: int = 1,
+) -> pd.DataFrame:
+    """What can be done with a model on a card, with your data, by which method; best first.
+
+    `gpu` is a card of `gpus`, this machine without one; `memory` ("24GiB") a card that is not listed. `data` is what
+    `text_lengths` takes, cut at `tokens`; without it every text has `tokens`. `devices` share the model by FSDP2.
+
+    One row per method, with and without checkpointing: `method`, `checkpointing`, `batch` (the largest that fits),
+    `tokens` (of the longest text), `peak_bytes`, `share` (of what the place has, with what an allocator reserves),
+    `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
+    (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
+    `devices`.
+    What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others;
+    then the faster. An interrupted search keeps what it has found. Raises ModelError.
+    """
+    from base_model.text.lengths import batch_tokens, text_lengths
+
+    place, config = search.place_of(gpu, memory), _config(model)
+    if data is None:
+        return search.recommend(config, place, tokens, devices)
+    lengths = text_lengths(model, data, max_length=tokens)
+
+    def epoch(batch: int) -> float:
+        return batch_tokens(lengths, batch).mean * len(lengths)
+
+    return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch)
 
 
 def settings(model: str | Path, row: Any) -> str:

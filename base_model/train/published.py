@@ -1,8 +1,11 @@
-"""Figures that others published or measured for Llama-3.2-3B, to set beside what is planned here.
+"""Figures that others published or measured, to set beside what is planned here.
+
+`python -m base_model.train.accuracy` plans every row anew and writes docs/accuracy.md, in some minutes.
 
 PEFT's own comparison (https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA) gives counts, files,
 and the most memory reserved on an NVIDIA L40S in 5,000 steps of up to 768 tokens. QLoRA's peak is what was allocated
-on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://github.com/Anassbzdd/fitcheck).
+on a Tesla T4, from the archive of 2026-09-21 of fitcheck-llm 0.3.1 (https://github.com/Anassbzdd/fitcheck). Runs of
+trainers are in published_runs.csv, each with its source.
 """
 
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from base_model.plan.adapters import plan_adapters
 from base_model.plan.inference import kv_cache_bytes
 from base_model.plan.quantization import bitsandbytes
 from base_model.train.loop import plan_training
+from base_model.train.runs import ON_PAGE, compare_runs, published_runs
 
 # The architecture of Llama-3.2-3B, as its config.json states it.
 LLAMA_3_2_3B: dict[str, Any] = {
@@ -23,14 +27,15 @@ LLAMA_3_2_3B: dict[str, Any] = {
     "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
     "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001, "dtype": "bfloat16",
 }  # fmt: skip
-WITHIN = 0.10  # of a measured peak
+WITHIN = 0.10  # of a measured peak, which may be reserved memory
+TRAINER_WITHIN = 0.05  # of an allocated one
 
 
 def check_plans() -> pd.DataFrame:
-    """The plans for Llama-3.2-3B beside published figures; needs no model on the disk.
+    """Plans for Llama-3.2-3B, and for two runs of HF's Trainer, beside published figures; needs no model on the disk.
 
     Columns: `check`, `expected`, `found` (both as text), `difference` (0.01 is 1%), `match`: counts and files must be
-    equal, peaks within 10%.
+    equal, peaks of a plain loop within 10%, those of a trainer within 5%. docs/accuracy.md has all runs, misses too.
     """
     bitsandbytes()  # before peft, which imports it less quietly
     from transformers import LlamaConfig
@@ -38,7 +43,12 @@ def check_plans() -> pd.DataFrame:
     config = LlamaConfig(**LLAMA_3_2_3B)
     counts = [_row(check, published, found, "{:,}".format, 0.0) for check, published, found in _counts(config)]
     peaks = [_row(check, measured, found, format_bytes, WITHIN) for check, measured, found in _peaks(config)]
-    return pd.DataFrame(counts + peaks)
+    runs = compare_runs(published_runs().iloc[ON_PAGE])
+    trained = [
+        _row(f"{run.run}, Trainer: peak", run.published_bytes, run.planned_bytes, format_bytes, TRAINER_WITHIN)
+        for run in runs.itertuples()
+    ]
+    return pd.DataFrame(counts + peaks + trained)
 
 
 def _row(check: str, expected: int, found: int, words: Callable[[int], str], within: float) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
-from base_model.architecture.config import skeleton_of
+from base_model import ModelError, brief, require_whole
+from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
 from base_model.train.arguments import Run, planned_run
@@ -38,12 +38,34 @@ def plan_trainer(
     tokens: int | None = None,
     devices: int = 1,
     model_init_kwargs: dict[str, Any] | None = None,
+    prepared: bool = False,
+    trainer: str = "trl",
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = planned_run(args, tokens, model_init_kwargs, folder)
-        ledger, embedding = measure(config, run, peft_config, quantization_config)
+    settings = (tokens, devices, model_init_kwargs, prepared, trainer)
+    ledger, embedding, run = measured(config, args, peft_config, quantization_config, *settings)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
+
+
+def measured(
+    config: Any,
+    args: Any,
+    peft_config: Any,
+    quantization_config: Any,
+    tokens: int | None,
+    devices: int = 1,
+    load: dict[str, Any] | None = None,
+    prepared: bool = False,
+    trainer: str = "trl",
+    observe: Callable[..., None] | None = None,
+) -> tuple["Ledger", int, Run]:
+    """The ledger of a step of a run as a user gives it, the bytes of the embedding, and the run. Raises ModelError."""
+    from base_model.train.sharding import group_of
+
+    require_whole("devices", devices)
+    with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
+        run = planned_run(args, tokens, load, folder, devices, prepared, trainer)
+        return *measure(config, run, peft_config, quantization_config, observe), run
 
 
 def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
@@ -61,19 +83,29 @@ def measure(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
+    from base_model.plan.scans import kernel_scans
+    from base_model.train import gptq
     from base_model.train.device import planned_device
+    from base_model.train.loading import warn_of_experts
 
     _require_positions(config, run)
+    quantization_config = quantization_config or run.load.get("quantization_config")
+    if quantization_config is not None and peft_config is None:
+        raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
     with _quiet():
         model = _loaded(config, run, quantization_config)
         base = set(map(id, stored_tensors(model)))
         if peft_config is not None:
-            model = attach(model, peft_config)
+            packed = getattr(model, "quantization_method", None) == "gptq"
+            model = attach(model, gptq.adapt(peft_config) if packed else peft_config)
         ledger = Ledger(model.config.get_text_config().vocab_size, ALLOCATION if run.cuda else 1, observe)
-        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda):
+        scans = kernel_scans(model) if run.cuda else nullcontext()
+        with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda), scans:
             _give_fake_tensors(model, ledger, base)
-            embedding = embedding_bytes(model)
             _train(model, run, ledger)
+            embedding = embedding_bytes(model)
+    if quantization_config is not None:
+        warn_of_experts(model)
     return ledger, embedding
 
 
@@ -97,20 +129,34 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_positions(config: Any, run: Run) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < run.tokens:
-        raise ModelError(f"The model has {positions:,} positions, a text of {run.tokens:,} tokens does not fit in.")
+    positions = positions_of(config)
+    if positions and positions < run.tokens:
+        table = has_position_table(skeleton_of(config), positions)
+        ends = "The positions of this model end at" if table else "The model was made for"
+        raise ModelError(f"{ends} {positions:,} tokens, and a text has {run.tokens:,}. Take at most that many.")
 
 
 def _loaded(config: Any, run: Run, quantization_config: Any) -> Any:
     """The model on the meta device, as `from_pretrained` would give it."""
     from base_model.train.loading import quantized, with_attention
 
-    dtype = run.load.get("dtype", run.load.get("torch_dtype"))
-    named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
-    model = with_attention(skeleton_of(config, named), run.load.get("attn_implementation"))
-    quantization_config = quantization_config or run.load.get("quantization_config")
-    return quantized(model, quantization_config) if quantization_config is not None else model
+    model = with_attention(skeleton_of(config, _dtype(config, run)), run.load.get("attn_implementation"))
+    if quantization_config is not None:
+        model = quantized(model, quantization_config)
+    if run.prepared:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
+    return model
+
+
+def _dtype(config: Any, run: Run) -> str | None:
+    """Of the weights; None as the config says. float16 and bfloat16 change places as they do in autocast."""
+    given = run.load.get("dtype", run.load.get("torch_dtype"))
+    stored = config.dtype if given in (None, "auto") else given
+    named = str(stored).removeprefix("torch.") if stored is not None else "float32"
+    swapped = {"float16": "bfloat16", "bfloat16": "float16"}
+    return swapped.get(named, named) if run.half else None if given in (None, "auto") else named
 
 
 def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
@@ -129,19 +175,41 @@ def _give_fake_tensors(model: Any, ledger: "Ledger", base: set[int]) -> None:
 
 def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     """One step of `train()`, with the optimizer's states there already, as in every step but the first."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    from base_model.train.sharding import watched
+
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+    _count_gradients(model, ledger)
     try:
         trainer = _trainer(model, run, ledger)
-        with ledger:
+        if run.half:
+            _require_scalable(model)
+        with ledger, watched(ledger) if run.devices > 1 else nullcontext():
             trainer.train()
     except ModelError:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
-        raise ModelError(f"This step cannot be run without weights: {brief(error)}.") from error
+        how = "sharded" if run.devices > 1 else "without weights"
+        raise ModelError(f"This step cannot be run {how}: {brief(error).rstrip('.')}.") from error
+
+
+def _count_gradients(model: Any, ledger: "Ledger") -> None:
+    """Have each gradient counted once it is complete."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.enter(one.grad, "gradients"))
+
+
+def _require_scalable(model: Any) -> None:
+    """fp16 scales the loss, and torch's GradScaler takes gradients of float32 only."""
+    if all(parameter.element_size() >= 4 for parameter in model.parameters() if parameter.requires_grad):
+        return
+    quantized = getattr(model, "is_loaded_in_4bit", None) is not None
+    why = "TRL keeps the adapters of a quantised base in bfloat16" if quantized else "these weights are trained in it"
+    other = "" if quantized else ', or load them in float32 (model_init_kwargs={"dtype": "float32"})'
+    raise ModelError(
+        f"fp16 scales the loss, torch's GradScaler refuses gradients in half precision, and {why}: take bf16{other}."
+    )
 
 
 def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
@@ -183,10 +251,14 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             micro = self.args.gradient_accumulation_steps
             return [_batch(self.data_collator, example, run) for _ in range(micro)]
 
-        def create_optimizer(self, *args: Any) -> Any:
-            optimizer = super().create_optimizer(*args)
-            _give_states(optimizer, ledger)
-            return optimizer
+        def _prepare_for_training(self, *args: Any) -> Any:
+            # TRL makes the adapters of a quantised base anew, in bfloat16; FSDP puts shards in the place of all.
+            kinds = [ledger.kind_of(parameter) or "adapter" for parameter in self.model.parameters()]
+            prepared = super()._prepare_for_training(*args)
+            for parameter, kind in zip(self.model.parameters(), kinds, strict=True):
+                ledger.enter(parameter, kind)
+            _give_states(self.optimizer.optimizer, ledger)
+            return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             with ledger.making("activations", "forward"):

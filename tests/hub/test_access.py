@@ -103,7 +103,7 @@ def test_a_file_from_the_hub_gives_way_to_its_newer_version(downloaded, publishe
         ("bad-token", {"HF_TOKEN": TOKEN}, ["refused your token", "Run `hf auth login` again"]),
         ("token-scope", {"HF_TOKEN": TOKEN}, ["public gated repositories", "settings/tokens"]),
         ("busy", {}, ["too many requests", "wait"]),
-        ("portal", {}, ["could not be reached", "Check the network"]),
+        ("portal", {}, ["is not the Hub", "login page", f"open https://huggingface.co/{MODEL} in a browser"]),
         ("down", {}, ["could not be reached", "try again"]),
         (None, {"HF_ENDPOINT": UNPLUGGED}, ["could not be reached", "Check the network"]),
         (None, {"HF_HUB_OFFLINE": "1"}, ["is not on this disk", "HF_HUB_OFFLINE", "Unset it"]),

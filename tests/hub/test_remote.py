@@ -253,7 +253,7 @@ def test_a_complete_local_folder_wins_without_a_request(toy, tmp_path):
         ),
         (None, f"{MODEL}@no-such", {}, "org/toy has no such revision"),
         ("disabled", MODEL, {}, "The Hub has disabled org/toy"),
-        ("portal", MODEL, {}, "The Hub could not be reached for org/toy"),
+        ("portal", MODEL, {}, "What answered for org/toy is not the Hub, or its answer is broken"),
     ],
 )
 def test_each_fault_is_a_model_error(toy, tmp_path, fault, model, variables, words):

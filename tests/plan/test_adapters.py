@@ -37,12 +37,18 @@ def methods():
         "AdaLoRA": peft.AdaLoraConfig(total_step=10, target_modules=["q_proj"], **task),
         "prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, **task),
         "prompt": peft.PromptTuningConfig(num_virtual_tokens=5, **task),
+        "prefix, projected": peft.PrefixTuningConfig(
+            num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16, **task
+        ),
+        "p-tuning": peft.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **task),
+        "VB-LoRA": peft.VBLoRAConfig(r=2, num_vectors=8, vector_length=16, target_modules=["q_proj"], **task),
     }
 
 
 NAMES = [
     "LoRA q, v", "LoRA all linear", "LoRA regex", "LoRA with bias", "LoRA, one layer", "LoRA and the embedding",
     "LoRA on the embedding", "DoRA", "IA-3", "IA-3 all", "LN tuning", "VeRA", "LoHa", "LoKr", "AdaLoRA", "prefix", "prompt",
+    "prefix, projected", "p-tuning", "VB-LoRA",
 ]  # fmt: skip
 
 
@@ -62,7 +68,7 @@ def test_peft_on_real_weights_agrees(name, toy, tmp_path, planned):
     assert (row["trainable"], row["total"], row["share"]) == (trainable, total, trainable / total)
     model.save_pretrained(tmp_path)
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
-    assert pd.isna(row["file_bytes"]) if name in ("prefix", "prompt") else row["file_bytes"] == size
+    assert row["file_bytes"] == size
     assert mt.insertion_points(toy, methods()[name])["trainable"].sum() == trainable
 
 
@@ -191,6 +197,18 @@ def test_adapters_are_given_by_name(toy):
     with pytest.raises(mt.ModelError, match="given by name"):
         mt.plan_adapters(toy, peft.LoraConfig())
     assert mt.plan_adapters(toy, {}).empty
+
+
+def test_a_file_that_is_not_what_is_trained_is_told(planned, toy):
+    import peft
+
+    assert "prompt alone, without an encoder" in planned.loc["p-tuning", "note"]
+    assert "at rank 12: training prunes it to 8" in planned.loc["AdaLoRA", "note"]
+    cpt = peft.CPTConfig(cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], task_type="CAUSAL_LM")
+    row = mt.plan_adapters(toy, {"CPT": cpt}).iloc[0]
+    assert row["trainable"] == 2 * 32
+    assert pd.isna(row["file_bytes"])
+    assert "size of its file is not known" in row["note"]
 
 
 def test_a_method_that_looks_at_the_weights_says_so(toy):

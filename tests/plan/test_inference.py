@@ -139,8 +139,8 @@ def test_a_cache_of_nothing_is_refused(toy):
 def test_a_model_without_a_cache_says_so():
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model("rwkv", vocab_size=260, hidden_size=64, num_hidden_layers=2, dtype="bfloat16")
-    with pytest.raises(mt.ModelError, match=r"Rwkv.*cache"):
+    config = AutoConfig.for_model("openai-gpt", vocab_size=260, n_embd=64, n_layer=2, n_head=4, dtype="bfloat16")
+    with pytest.raises(mt.ModelError, match=r"OpenAIGPT.*cache"):
         mt.kv_cache_bytes(skeleton_of(config), 10)
     with pytest.warns(mt.ModelWarning, match="No size of the cache"):
         table = plans.plan_inference(config, [10])

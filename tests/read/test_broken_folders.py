@@ -189,6 +189,17 @@ def alone(folder):
     remove(INDEX, S1, S2, S3)(folder)
 
 
+def gap(folder):
+    """The second and the third shard go on as the third and the fourth of four; the index follows."""
+    names = {S1: "model-00001-of-00004.safetensors", S2: "model-00003-of-00004.safetensors"}
+    names[S3] = "model-00004-of-00004.safetensors"
+    for old, new in names.items():
+        move(old, new)(folder)
+    content = json.loads((folder / INDEX).read_text())
+    content["weight_map"] = {tensor: names[file] for tensor, file in content["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(content))
+
+
 def place(name, shard):
     return edit(INDEX, weight_map={name: shard})
 
@@ -429,6 +440,13 @@ ROWS = {
     "a gap without an index": (remove(INDEX, S2), WEIGHTS, "2 of 3 shards are there, but not their index"),
     "shards without an index": (remove(INDEX), WEIGHTS, "3 of 3 shards are there, but not their index"),
     "one file and shards together": (single, "read load", f"{S1}, {S2}, {S3}: beside the model"),
+    "one file beside an index of nothing": (both(single, remove(S1, S2, S3), write(INDEX, "{}")), WEIGHTS, "left out: "),
+    "one file beside an index that is no JSON": (both(single, write(INDEX, "{")), WEIGHTS, "left out: "),
+    "a gap in the shards on which the index agrees": (gap, "read check load", "model-00002-of-00004.safetensors is missing"),
+    "a model of no tensors": (header({}), "read check load", f"{ONE} holds no tensor at all"),
+    "a download that aria2 did not finish": (write(f"{S2}.aria2", "x"), "read check load", f"{S2} is not downloaded to its end"),
+    "a settings file that aria2 did not finish": (write(f"{CONFIG}.aria2", "x"), "read check load", f"{CONFIG} is not downloaded"),
+    "a control file of aria2 alone": (write("x.aria2", "x"), GOOD, ""),
     "a stray shard": (copy(S2, "model-x.safetensors"), "read load", "model-x.safetensors: beside the model"),
     "a broken stray": (write("model.old.safetensors", "x"), "list read load", "model.old.safetensors"),
     "a broken file in a folder": (write("a\nb.safetensors", LFS), "list", "a\\nb.safetensors is a git-lfs"),

@@ -37,7 +37,7 @@ def write(folder, tensors, **config):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def counted(folder, warning=None):
+def counted(folder, warning=None, also="stored elements"):
     """`{tensor: parameters}`; both tables agree, the stored elements are those of the shapes, warnings are as said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -48,7 +48,7 @@ def counted(folder, warning=None):
     )
     told = {str(entry.message) for entry in caught if issubclass(entry.category, mt.ModelWarning)}
     assert len(told) == (warning is not None)
-    assert all(warning in text and "stored elements" in text for text in told)
+    assert all(warning in text and also in text for text in told)
     return dict(zip(tensors["tensor"], map(int, tensors["parameters"]), strict=True))
 
 
@@ -177,21 +177,160 @@ def test_bits_per_parameter_tell_the_precision(tmp_path):
         ({"quant_method": None}, "None"),
         ({}, "None"),
         ({"quant_method": ["gptq"]}, "gptq"),
+        ({"quant_method": "gptq", "bits": 4}, "does not explain"),
         (None, "no quantization_config"),
         ("gptq", "no quantization_config"),
         ([], "no quantization_config"),
     ],
 )
 def test_an_unknown_method_is_told_and_stored_elements_count(words, warning, tmp_path):
-    tensors = quantised(gptq(4))
+    tensors = PLAIN | {"model.layers.0.mlp.up_proj.weight": ("U8", (96, 32))}
     write(tmp_path, tensors, quantization_config=words)
     assert counted(tmp_path, warning) == {name: prod(shape) for name, (_, shape) in tensors.items()}
 
 
-@pytest.mark.parametrize("bits", [None, "4", 4.0, True, 0, -4, 16, [4], {"q_proj": 4}])
-def test_bits_that_are_none_are_told(bits, tmp_path):
-    write(tmp_path, quantised(gptq(4)), quantization_config={"quant_method": "gptq", "bits": bits})
-    assert sum(counted(tmp_path, "no one number of bits").values()) < DENSE
+@pytest.mark.parametrize("pack", [gptq(2), gptq(3), gptq(4), gptq(8), awq])
+@pytest.mark.parametrize("bits", [None, "4", 4.0, True, 0, -4, 16, 5, [4], {"q_proj": 4}])
+def test_the_shapes_tell_where_bits_are_none_or_wrong(bits, pack, tmp_path):
+    """A whole number that the shapes contradict is told."""
+    write(tmp_path, quantised(pack), quantization_config={"quant_method": "gptq", "bits": bits})
+    wrong = f"config.json says {bits} bits, the shapes" if type(bits) is int else None
+    assert sum(counted(tmp_path, wrong, "by the shapes").values()) == DENSE
+
+
+def test_gptq_without_an_order_and_with_several_bits(tmp_path):
+    first, second = LINEAR
+    pack = {f"{first}.{part}": tensor for part, tensor in gptq(4)(*LINEAR[first]).items()}
+    pack |= {f"{second}.{part}": tensor for part, tensor in gptq(8)(*LINEAR[second]).items()}
+    tensors = PLAIN | {name: tensor for name, tensor in pack.items() if not name.endswith("g_idx")}
+    write(tmp_path, tensors, quantization_config={"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"bits": 8}}})
+    assert sum(counted(tmp_path).values()) == DENSE
+    write(tmp_path, tensors, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert sum(counted(tmp_path, "say 4, 8", "by the shapes").values()) == DENSE
+
+
+def mlx(bits, group=64, biases=True):
+    def pack(out, into):
+        scales = {"scales": ("BF16" if biases else "U8", (out, into // group))}
+        return (
+            {"weight": ("U32", (out, into * bits // 32))}
+            | scales
+            | ({"biases": ("BF16", (out, into // group))} if biases else {})
+        )
+
+    return pack
+
+
+def halves(dtype, scale, kind, group):
+    return lambda out, into: {"weight": (dtype, (out, into // 2)), scale: (kind, (out, -(-into // group)))}
+
+
+def eight(dtype, scale, kind, *shape):
+    return lambda out, into: {"weight": (dtype, (out, into)), scale: (kind, shape)}
+
+
+# Layouts of folders whose config.json says nothing of them.
+UNSAID = {name: pack for name, (pack, _) in LAYOUTS.items() if name not in ("none", "nvfp4") and "pack-" not in name} | {
+    "NVFP4": lambda out, into: {"weight_packed": ("U8", (out, into // 2)), "weight_scale": ("F8_E4M3", (out, into // 16))}
+    | NVFP4,
+    "MXFP4 in I8 with E8M0 scales": halves("I8", "scale", "F8_E8M0", 32),
+    "MXFP4 in U8": halves("U8", "weight_scale", "U8", 32),
+    "MX, 8 bits": lambda out, into: {"weight": ("U8", (out, into)), "scale": ("F8_E8M0", (out, into // 32))},
+    "NVFP4 of modelopt": lambda out, into: halves("U8", "weight_scale", "F8_E4M3", 16)(out, into)
+    | {"weight_scale_2": ("F32", ()), "input_scale": ("F32", ())},
+    "FP8, blocks": eight("F8_E4M3", "weight_scale_inv", "F32", 1, 1),
+    "FP8, E8M0 blocks": eight("F8_E4M3", "scale", "F8_E8M0", 1, 1),
+    "FP8, E5M2": eight("F8_E5M2", "weight_scale", "F32"),
+    "int8": eight("I8", "weight_scale", "F32", 1),
+    "F4": eight("F4", "weight_scale", "F8_E4M3", 1),
+    "NF4 in bfloat16": lambda out, into: bitsandbytes_4bit(out, into) | {"weight": ("BF16", (out * into // 4, 1))},
+    "MLX MXFP4": mlx(4, 32, biases=False),
+    "MLX NVFP4": mlx(4, 16, biases=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [None, {"quant_method": "new-one"}, {"quant_method": "fp8"}])
+@pytest.mark.parametrize("layout", UNSAID)
+def test_the_neighbours_tell_how_a_tensor_is_packed(layout, words, tmp_path):
+    write(tmp_path, quantised(UNSAID[layout]), **({"quantization_config": words} if words else {}))
+    counts = counted(tmp_path)
+    assert sum(counts.values()) == DENSE
+    for name, sizes in LINEAR.items():
+        first, *beside = (f"{name}.{part}" for part in UNSAID[layout](*sizes))
+        assert (counts[first], *(counts[part] for part in beside)) == (prod(sizes), *[0] * len(beside))
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 64), (3, 32), (4, 32), (4, 64), (6, 64), (8, 64), (8, 32)])
+@pytest.mark.parametrize("name", ["quantization", "quantization_config"])
+def test_mlx_is_told_by_its_groups(name, bits, group, tmp_path):
+    write(tmp_path, quantised(mlx(bits, group)), **{name: {"group_size": group, "bits": bits}})
+    assert sum(counted(tmp_path).values()) == DENSE
+
+
+def test_mlx_without_a_word_is_counted_by_its_usual_groups_and_told(tmp_path):
+    write(tmp_path, quantised(mlx(4)))
+    assert sum(counted(tmp_path, "groups of 64", "share a scale").values()) == DENSE
+
+
+@pytest.mark.parametrize("near", ["weight_scale", "scale", "scales"])
+def test_shapes_that_fit_no_packing_are_told(near, tmp_path):
+    tensors = PLAIN | {"model.layers.0.mlp.up_proj.weight": ("U8", (96, 33)),
+                       f"model.layers.0.mlp.up_proj.{near}": ("F8_E8M0", (96, 5))}  # fmt: skip
+    write(tmp_path, tensors)
+    assert counted(tmp_path, "integer tensors")["model.layers.0.mlp.up_proj.weight"] == 96 * 33
+
+
+def test_scales_of_plain_weights_are_parameters(tmp_path):
+    """A norm, or a layer, may well have a learnt scale."""
+    tensors = PLAIN | {"model.layers.0.mlp.up_proj.weight": ("BF16", (8, 8)),
+                       "model.layers.0.mlp.up_proj.scale": ("BF16", (8,))}  # fmt: skip
+    write(tmp_path, tensors)
+    assert counted(tmp_path)["model.layers.0.mlp.up_proj.scale"] == 8
+
+
+def padded(bits, into, group=None, order=False):
+    """compressed-tensors packs as many whole weights as go into 32 bits; the last element of a row is filled up."""
+    each = 32 // bits
+    tensors = {"q_proj.weight_packed": ("I32", (6, -(-into // each))), "q_proj.weight_shape": ("I64", (2,)),
+               "q_proj.weight_scale": ("BF16", (6, into // group if group else 1))}  # fmt: skip
+    return tensors | ({"q_proj.weight_g_idx": ("I32", (into,))} if order else {})
+
+
+def grouped(bits, size):
+    return groups(bits) | {"config_groups": {"a": {"weights": {"num_bits": bits, "group_size": size}}}}
+
+
+@pytest.mark.parametrize(("bits", "into"), [(3, 64), (3, 128), (4, 72), (5, 64), (6, 64), (4, 64)])
+def test_padding_is_not_counted_where_the_groups_tell(bits, into, tmp_path):
+    write(tmp_path, padded(bits, into, 8) | PLAIN, quantization_config=grouped(bits, 8))
+    assert counted(tmp_path)["q_proj.weight_packed"] == 6 * into
+    write(tmp_path, padded(bits, into, order=True) | PLAIN, quantization_config=groups(bits))
+    assert counted(tmp_path)["q_proj.weight_packed"] == 6 * into
+
+
+@pytest.mark.parametrize(("bits", "into"), [(3, 64), (4, 63), (4, 65), (5, 64)])
+def test_padding_that_nothing_tells_is_told(bits, into, tmp_path):
+    write(tmp_path, padded(bits, into) | PLAIN, quantization_config=groups(bits))
+    assert counted(tmp_path, "padding", "it is counted, too")["q_proj.weight_packed"] >= 6 * into
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_an_embedding_that_is_shared_counts_once(prefix, tmp_path):
+    names = [f"{prefix}{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")]
+    write(tmp_path, dict.fromkeys([*names, "lm_head.weight"], ("F32", (10, 4))), tie_word_embeddings=True)
+    assert list(counted(tmp_path).values()).count(40) == 1
+    write(tmp_path, {names[0]: ("F32", (10, 4)), names[1]: ("F32", (12, 4))}, model_type="t5")
+    assert sum(counted(tmp_path).values()) == 88
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("embedding", "head"), [(None, bitsandbytes_4bit), (mlx(4, 32), mlx(4, 32)), (None, gptq(4))])
+def test_a_tied_head_that_is_packed_counts_once(embedding, head, tied, tmp_path):
+    pack = embedding or (lambda out, into: {"weight": ("BF16", (out, into))})
+    tensors = {f"model.embed_tokens.{part}": tensor for part, tensor in pack(64, 32).items()}
+    tensors |= {f"lm_head.{part}": tensor for part, tensor in head(64, 32).items()}
+    write(tmp_path, tensors, tie_word_embeddings=tied, quantization={"group_size": 32, "bits": 4})
+    assert sum(counted(tmp_path).values()) == 64 * 32 * (1 if tied else 2)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +397,7 @@ HEAD = {"model.embed_tokens.weight": ("F32", (10, 4)), "lm_head.weight": ("F32",
         ({"model_type": "gemma"}, 0),
         ({"model_type": "gpt2"}, 0),
         ({"model_type": "llama"}, 40),
+        ({"model_type": "t5"}, 0),
         ({"model_type": "no-such-type"}, 40),
         ({}, 40),
     ],
@@ -278,3 +418,28 @@ def test_a_model_type_that_gives_no_answer_leaves_the_head_counted(model_type, t
 def test_a_head_without_an_embedding_counts(tmp_path):
     write(tmp_path, {"lm_head.weight": ("F32", (10, 4)), "model.norm.weight": ("F32", (4,))}, tie_word_embeddings=True)
     assert counted(tmp_path)["lm_head.weight"] == 40
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50, "hidden_size": 64, "head_dim": 8,
+    "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("into", "told"), [(64, False), (72, True)])
+def test_the_dense_architecture_is_a_second_witness(into, told, tmp_path):
+    """Four bits in eight columns: nothing in the headers tells 64 from 57, but config.json says what is built."""
+    parts = {"self_attn.q_proj": (32, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64),
+             "self_attn.o_proj": (64, 32), "mlp.gate_proj": (96, into), "mlp.up_proj": (96, 64),
+             "mlp.down_proj": (64, 96)}  # fmt: skip
+    tensors = {"model.embed_tokens.weight": ("BF16", (50, 64)), "model.norm.weight": ("BF16", (64,))}
+    tensors |= {f"model.layers.0.{name}.weight": ("BF16", (64,))
+                for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
+    for name, sizes in parts.items():
+        tensors |= {f"model.layers.0.{name}.{part}": tensor for part, tensor in gptq(4)(*sizes).items()}
+    write(tmp_path, tensors, **LLAMA)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mt.read_tensors(tmp_path)
+    assert [("the architecture has 30,016" in str(one.message)) for one in caught] == [True] * told

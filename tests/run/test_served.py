@@ -12,7 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 import model_tools as mt
+from base_model.hub import limits
 from base_model.run.tuned import answers
+from tests import hub_stand_in, openai_stand_in
 from tests.child import environment
 from tests.openai_stand_in import OpenAIStandIn
 
@@ -142,7 +144,7 @@ def test_what_is_sent_is_like_for_like_and_no_secret(monkeypatch):
     [
         ("unknown", r"refused 'toy' \(404\): .*The answer is unknown.*/v1/models"),
         ("locked", r"refused 'toy' \(401\).*`token`"),
-        ("silent", r"no sign for 0\.5 s.*timeout"),
+        ("silent", r"(no sign for|not sent a whole answer after) 0\.5 s.*timeout"),
         ("html", "not answer as an OpenAI-compatible server"),
         ("uncounted", "without `usage`"),
         ("broken", "the GPU fell off"),
@@ -155,11 +157,83 @@ def test_a_faulty_server_is_told_with_its_address(fault, words):
     assert f"{server.url}/v1" in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "http://[", "nonsense"])
-def test_no_server_at_all(address):
-    address = address.replace("{port}", str(free_port()))
-    with pytest.raises(mt.ModelError, match=r"cannot be reached|not answer|no address"):
+def test_no_server_at_all():
+    with pytest.raises(mt.ModelError, match=r"cannot be reached"):
+        mt.generate_served(f"http://127.0.0.1:{free_port()}", "toy", PROMPT, 3, timeout=2)
+
+
+@pytest.mark.parametrize(
+    "address", [None, 8000, "", "nonsense", "127.0.0.1:8000", "http://[", "ftp://x", "http://", "\x1b"]
+)
+def test_what_is_no_address_is_told_before_a_request(address):
+    with pytest.raises(mt.ModelError, match="base_url is the address of a server") as caught:
         mt.generate_served(address, "toy", PROMPT, 3, timeout=2)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (openai_stand_in.endless_stream, "more than the 2 tokens"),
+        (openai_stand_in.slow_stream, "whole answer after 1 s"),
+        (openai_stand_in.empty_stream, "sent more than|whole answer after 1 s"),
+        (openai_stand_in.one_line, "sent more than"),
+        (hub_stand_in.endless_refusal, "500"),
+        (hub_stand_in.drip, "whole answer after 1 s"),
+        (hub_stand_in.drip_head, "whole answer after 1 s"),
+        (hub_stand_in.silence, "1 s"),
+        (hub_stand_in.hold, "1 s"),
+        (hub_stand_in.bomb, "compressed answer"),
+    ],
+)
+def test_a_hostile_server_is_given_up_in_time(answer, words):
+    start = time.monotonic()
+    with OpenAIStandIn(hostile=answer) as server, pytest.raises(mt.ModelError, match=words) as caught:
+        mt.generate_served(server.url, "toy", PROMPT, 50, timeout=1)
+    assert server.url in str(caught.value) and time.monotonic() - start < 10
+
+
+def test_a_slow_server_has_as_long_as_it_is_given(monkeypatch):
+    """The limits on pace are the Hub's: tokens are few bytes, and the first may take minutes."""
+    monkeypatch.setattr(limits, "PATIENCE", 0.2)
+
+    def answer(handler):
+        time.sleep(1)
+        text = "".join(
+            openai_stand_in.chunk(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7})
+        )
+        hub_stand_in.start_answer(handler, f"Content-Length: {len(text)}")
+        time.sleep(1)
+        handler.wfile.write(text.encode())
+
+    with OpenAIStandIn(hostile=answer) as server:
+        assert mt.generate_served(server.url, "toy", PROMPT, 2, runs=1, timeout=10).new_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *({"completion_tokens": odd} for odd in (0, -3, 10**12, "3", 2.5, None, True, [3], 4)),
+        *({"prompt_tokens": odd} for odd in (0, -1, 10**8, "7", None, "\x1b[31m" * 1000)),
+    ],
+)
+def test_counts_that_cannot_be_are_refused(usage):
+    with OpenAIStandIn(usage=usage) as server, pytest.raises(mt.ModelError, match=r"counts .* tokens for") as caught:
+        mt.generate_served(server.url, "toy", PROMPT, 3, runs=1)
+    assert len(str(caught.value)) < 700 and "\x1b" not in str(caught.value)
+
+
+def test_a_count_below_what_came_is_warned_of():
+    with OpenAIStandIn(usage={"completion_tokens": 1}) as server, pytest.warns(mt.ModelWarning, match="in 3 pieces"):
+        run = mt.generate_served(server.url, "toy", PROMPT, 3, runs=1)
+    assert run.new_tokens == 1 and math.isnan(run.tokens_per_s)
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(capsys):
+    with OpenAIStandIn(pieces=["\x1b[31mred", "\x07\n", "\tend\u202e"]) as server:
+        run = mt.generate_served(server.url, "toy", PROMPT, 3, runs=1, stream=True)
+    assert capsys.readouterr().out == "\\x1b[31mred\\x07\n\tend\\u202e\n"
+    assert run.text == "\x1b[31mred\x07\n\tend\u202e"  # the text itself is as it came
 
 
 def test_offline_is_told(monkeypatch):

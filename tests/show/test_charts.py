@@ -1,10 +1,16 @@
 """Charts, by their artists: what is drawn, labelled and saved."""
 
+import errno
+import os
+import time
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 import model_tools as mt
+from base_model.show import charts
 from base_model.show.charts import COLOURS
 
 
@@ -106,3 +112,174 @@ def test_drawing_leaves_the_users_settings_alone(files):
     before = dict(plt.rcParams)
     mt.plot_storage(files)
     assert dict(plt.rcParams) == before
+
+
+# --- Tables of another kind, and very long ones
+
+G = 2**30
+SHARES = {f"{name}_share": 1 / len(COLOURS) for name in COLOURS}
+MANY = 10_000
+
+
+def long_tables(n):
+    """Every chart, with tables of `n` rows."""
+    index, names, layers = range(n), [f"name-{number}" for number in range(n)], pd.array(range(n), dtype="Int64")
+    files = pd.DataFrame({"file": names, "size": index, "parameters": pd.array([pd.NA] * n, dtype="Int64")})
+    tensors = pd.DataFrame({"file": names, "layer": layers, "component": "mlp", "parameters": index})
+    models = pd.DataFrame({"parameters": index, "bytes": index} | SHARES, index=names)
+    runs = pd.DataFrame(
+        {"method": names, "device": "cpu", "dtype": "float32", "first_token_s": 0.1, "tokens_per_s": 5.0}
+    )
+    limits = runs.assign(limit_tokens_per_s=9.0, share=0.5)
+    adapters = pd.DataFrame({"adapter": names, "trainable": index, "share": 0.1, "file_bytes": 9})
+    training = pd.DataFrame({"method": names, "weights_bytes": index, "embedding_bytes": 0, "peak_bytes": index})
+    plan = {"precision": names, "context": range(1, n + 1), "weights_bytes": G, "total_bytes": G, "usable_bytes": G}
+    return {
+        mt.plot_storage: [files],
+        mt.plot_parameters: [tensors],
+        mt.plot_components: [tensors],
+        mt.plot_layers: [tensors],
+        mt.plot_models: [models],
+        mt.plot_runs: [runs],
+        mt.plot_limits: [limits],
+        mt.plot_adapters: [adapters],
+        mt.plot_training: [training],
+        mt.plot_memory: [pd.DataFrame(plan | {"device": "cpu"})],
+        mt.plot_insertion: [tensors, tensors.assign(trainable=1)],
+    }
+
+
+@pytest.mark.parametrize("plot", long_tables(1))
+def test_ten_thousand_rows_are_drawn_in_seconds(plot, tmp_path):
+    start = time.monotonic()
+    ax = plot(*long_tables(MANY)[plot])
+    assert len(ax.patches) + len(ax.lines) <= 6 * (charts.MOST_ROWS + 1)
+    assert max(ax.figure.get_size_inches()) < 60
+    said = " ".join([*texts(ax), ax.get_xlabel(), ax.get_title(loc="left")])
+    if plot not in (mt.plot_components, mt.plot_memory):
+        assert f"of {MANY:,}" in said or f"of {MANY - 1:,}" in said
+    ax.figure.canvas.draw()
+    assert time.monotonic() - start < 30
+
+
+def test_a_title_tells_of_all_rows_and_not_only_of_those_drawn():
+    tables = long_tables(MANY)
+    whole = sum(range(MANY))
+    assert (
+        mt.plot_storage(*tables[mt.plot_storage]).get_title(loc="left").startswith("Storage: 47.68 MiB in 10000 files")
+    )
+    assert mt.format_count(whole) in mt.plot_parameters(*tables[mt.plot_parameters]).get_title(loc="left")
+    assert "10000 layers of 0 to 9,999 each" in mt.plot_layers(*tables[mt.plot_layers]).get_title(loc="left")
+    assert "0 to 9,999" in mt.plot_adapters(*tables[mt.plot_adapters]).get_title(loc="left")
+
+
+def test_a_layer_that_claims_to_be_the_billionth_takes_no_memory():
+    tensors = long_tables(3)[mt.plot_layers][0].assign(layer=pd.array([0, 1, 10**9], dtype="Int64"))
+    ax = mt.plot_insertion(tensors, tensors.assign(trainable=1))
+    assert ax.images[0].get_array().shape == (1, charts.MOST_ROWS + 4)
+    assert "1,000,000,000" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("plot", long_tables(1))
+def test_a_table_without_its_columns_is_told(plot):
+    tables = long_tables(3)[plot]
+    for column in tables[0]:
+        without = tables[0].drop(columns=column)
+        try:
+            plot(without, *tables[1:])
+        except mt.ModelError as error:
+            assert f"no column {column}. Give the table of `" in str(error)
+        else:  # a chart does not need every column, such as `file` for the one of layers
+            assert (plot, column) in {
+                (mt.plot_components, "file"), (mt.plot_components, "layer"), (mt.plot_parameters, "layer"),
+                (mt.plot_layers, "file"), (mt.plot_insertion, "file"), (mt.plot_training, "method"),
+                (mt.plot_limits, "first_token_s"),
+            }  # fmt: skip
+
+
+@pytest.mark.parametrize("plot", long_tables(1))
+@pytest.mark.parametrize("odd", [None, [1, 2], "table", pd.DataFrame(), pd.Series([1])])
+def test_what_is_no_such_table_is_told(plot, odd):
+    rest = long_tables(1)[plot][1:]
+    with pytest.raises(mt.ModelError, match=r"Give (that table|the table of `\w+`)\."):
+        plot(odd, *rest)
+
+
+@pytest.mark.parametrize("plot", long_tables(1))
+def test_a_column_of_words_where_numbers_belong_is_told(plot):
+    first, *rest = long_tables(3)[plot]
+    column = next(
+        name
+        for name in ("size", "parameters", "tokens_per_s", "trainable", "peak_bytes", "total_bytes")
+        if name in first
+    )
+    with pytest.raises(mt.ModelError, match=f"Column {column} of this table holds no numbers"):
+        plot(first.assign(**{column: "many"}), *rest)
+
+
+@pytest.mark.parametrize("plot", long_tables(1))
+def test_a_table_without_rows_is_drawn_or_told(plot):
+    tables = [table.head(0) for table in long_tables(1)[plot]]
+    if plot is mt.plot_memory:
+        with pytest.raises(mt.ModelError, match="no rows"):
+            plot(*tables)
+    else:
+        plot(*tables).figure.canvas.draw()
+
+
+def test_a_component_that_is_not_known_is_told():
+    tensors = long_tables(3)[mt.plot_layers][0].assign(component="\x1b[31mstrange")
+    for plot in (mt.plot_components, mt.plot_layers, mt.plot_parameters):
+        with pytest.raises(mt.ModelError, match=r"component .*strange.* is not known"):
+            plot(tensors)
+
+
+# --- Where a chart is saved
+
+
+@pytest.fixture
+def ax(tensors):
+    return mt.plot_components(tensors)
+
+
+def test_the_path_that_is_given_back_is_there(ax, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    expected = {"chart": "chart.png", "~/a.png": tmp_path / "home" / "a.png", "v1.2": "v1.2.png", "b.PNG": "b.PNG"}
+    for given, place in expected.items():
+        assert mt.save_chart(ax, given) == Path(place)
+        assert Path(place).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "folder", "folder/", "new/", "a\0b", "x" * 300, "file/x.png", "~no-such-user/x", "pipe.png"]
+)
+def test_a_path_that_cannot_be_is_told(ax, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe.png")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(mt.ModelError, match=r"Give (another|a full|the) path"):
+        mt.save_chart(ax, path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_the_chart_of_before(ax, tmp_path, monkeypatch):
+    (tmp_path / "chart.png").write_bytes(b"before")
+
+    def full(path, mode="r", **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(mt.ModelError, match=r"chart\.png cannot be written: No space left on device"):
+        mt.save_chart(ax, tmp_path / "chart.png")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("chart.png", b"before")]
+
+
+def test_a_saved_chart_may_be_read_by_whom_the_user_lets(ax, tmp_path):
+    mask = os.umask(0o022)
+    try:
+        assert mt.save_chart(ax, tmp_path / "chart.png").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(mask)

@@ -1,12 +1,16 @@
 """One result, three faces: tables in Markdown, models side by side, and a report that can be sent and compared."""
 
+import errno
 import json
+import os
 import shutil
+import time
 
 import pandas as pd
 import pytest
 
 import model_tools as mt
+from base_model.show import report, saving
 from base_model.show.charts import COLOURS
 from tests.folders import write_llama_1b, write_tensors
 
@@ -188,12 +192,107 @@ def test_the_hubs_commit_is_noted(toy, tmp_path):
     assert "Commit 0123456789abcdef." in mt.write_report(folder, tmp_path / "out").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ['{"mine": 1}', "[]", "not JSON"])
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[]", "not JSON", "[" * 100_000])
 def test_a_file_of_someone_elses_is_not_overwritten(content, toy, tmp_path):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(mt.ModelError, match=r"report\.json .*another folder"):
         mt.write_report(toy, tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+PICTURES = ["storage-footprint.png", "components.png", "layers.png", "parameter-count.png"]
+FILES = ["report.md", *PICTURES]
+
+
+@pytest.fixture
+def save(toy, monkeypatch):
+    """`save_report` of one table and pictures that are only bytes: quick, and another each time `note` differs."""
+    files, tensors = mt.list_files(toy), mt.read_tensors(toy)
+
+    def save(folder, note="toy"):
+        monkeypatch.setattr(report, "_draw", lambda *_: ({}, {name: f"{name} {note}".encode() for name in PICTURES}))
+        return report.save_report(folder, {"name": note, "commits": []}, {"files": files}, tensors)
+
+    return save
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_no_report_wrote_stays(name, save, tmp_path):
+    (tmp_path / name).write_bytes(b"my own")
+    with pytest.raises(mt.ModelError, match=rf"{name} is not as a report has written it.*Move it away"):
+        save(tmp_path)
+    assert contents(tmp_path) == {name: b"my own"}
+
+
+@pytest.mark.parametrize("name", [*FILES, "report.json"])
+def test_a_file_that_was_changed_since_stays(name, save, tmp_path):
+    save(tmp_path)
+    path = tmp_path / name
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b'"toy"', b'"my toy"') if name.endswith("json") else text + b"a note")
+    before = contents(tmp_path)
+    with pytest.raises(mt.ModelError, match=rf"{name} is not as a report has written it"):
+        save(tmp_path, "another")
+    assert contents(tmp_path) == before
+
+
+def test_a_report_gives_way_to_another_models(save, tmp_path):
+    save(tmp_path / "a")
+    save(tmp_path / "a", "another")
+    assert contents(tmp_path / "a") == contents(save(tmp_path / "b", "another").parent)
+
+
+def test_a_chart_of_an_earlier_report_is_still_known_as_its_own(save, tmp_path, monkeypatch):
+    save(tmp_path)
+    monkeypatch.setitem(globals(), "PICTURES", PICTURES[1:])
+    save(tmp_path, "with fewer charts")
+    monkeypatch.undo()
+    save(tmp_path, "another")
+    assert contents(tmp_path)["storage-footprint.png"] == b"storage-footprint.png another"
+
+
+def test_the_notebooks_own_charts_are_taken_up(toy, tmp_path):
+    saved = mt.save_chart(mt.plot_layers(mt.read_tensors(toy)), tmp_path / "layers.png").read_bytes()
+    mt.write_report(toy, tmp_path)
+    assert contents(tmp_path)["layers.png"] == saved
+
+
+@pytest.mark.parametrize("name", ["report.md", "layers.png", "report.json"])
+@pytest.mark.parametrize("target", ["mine", "nothing"])
+def test_nothing_is_written_through_a_link(name, target, save, tmp_path):
+    (tmp_path / "mine").write_bytes(b"my own")
+    save(tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / name).symlink_to(tmp_path / target)
+    with pytest.raises(mt.ModelError, match=rf"{name} is a link"):
+        save(tmp_path / "out")
+    assert contents(tmp_path) == {"mine": b"my own"}
+
+
+def test_a_full_disk_leaves_the_report_of_before(save, tmp_path, monkeypatch):
+    save(tmp_path)
+    before, real = contents(tmp_path), saving._write_beside
+
+    def full(path, content):
+        if path.name == "report.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(saving, "_write_beside", full)
+    with pytest.raises(mt.ModelError, match=r"No space left on device\. Give another folder"):
+        save(tmp_path, "another")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", ["a\0b", "~no-such-user/x", "x" * 300])
+def test_a_folder_that_cannot_be_is_told(where, save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mt.ModelError, match=r"Give (another folder|a full path)\."):
+        save(saving.in_home(where))
 
 
 def test_a_folder_that_is_a_file_and_a_report_that_is_not_there_are_told(toy, tmp_path):
@@ -211,3 +310,67 @@ def test_a_long_table_shows_its_beginning_and_says_so():
     assert "f40" not in shown
     assert shown.endswith("... and 60 more rows.")
     assert "more rows" not in repr(mt.show(table.head(40)))
+
+
+# --- What lies where a report should be
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(200 * 2**30)  # a hole
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [fifo, huge, device, folder])
+@pytest.mark.parametrize("name", ["report.json", "report.md"])
+def test_what_is_no_file_of_a_report_is_neither_read_nor_waited_for(make, name, save, tmp_path):
+    start = time.monotonic()
+    make(tmp_path / name)
+    before = [path.lstat() for path in tmp_path.iterdir()]
+    with pytest.raises(mt.ModelError, match=r"Give another folder|another folder\."):
+        save(tmp_path)
+    if name == "report.json":
+        with pytest.raises(mt.ModelError, match=r"another folder\."):
+            mt.read_report(tmp_path)
+    assert time.monotonic() - start < 5 and [path.lstat() for path in tmp_path.iterdir()] == before
+
+
+HEAD = '{"schema": "base_model_visualize/report/1"'
+JUNK = [
+    "", "null", "7", '"text"', "{}", "[" * 10**6, '{"a":' * 10**5, "9" * 5000, HEAD, f"{HEAD}, }}", "\x00" * 100,
+    *(f'{HEAD}, "tables": {tables}}}' for tables in (
+        "null", "5", '"text"', "[]", '[{"a": 1}]', '{"a": null}', '{"a": 5}', '{"a": "text"}', '{"a": {"b": 1}}',
+        '{"a": [{"b": "\\ud800"}]}', '{"a": [1, 2]}', '{"a": [null]}', '{"a": [[1]]}', '{"a": [{"b": 1}, 2]}',
+    )),
+]  # fmt: skip
+FINE = [
+    '{"a": []}',
+    '{"a": [{"b": 1e999}, {"c": [1, {"d": 2}]}]}',
+    '{"a": [{"b": 1}, {"b": "x"}]}',
+    '{"": [{"": null}]}',
+]
+
+
+@pytest.mark.parametrize("number", range(len(JUNK)))
+def test_junk_in_report_json_is_told(number, tmp_path):
+    (tmp_path / "report.json").write_text(JUNK[number])
+    with pytest.raises(mt.ModelError, match=r"report\.json (cannot be read|is no report|holds something else)"):
+        mt.read_report(tmp_path)
+
+
+@pytest.mark.parametrize("tables", [*FINE, f'{{"a": [{{"b": {10**40}}}]}}'])
+def test_any_rows_of_objects_are_a_table(tables, tmp_path):
+    (tmp_path / "report.json").write_text(f'{HEAD}, "tables": {tables}}}')
+    ((_, table),) = mt.read_report(tmp_path).items()
+    assert isinstance(table, pd.DataFrame)

@@ -4,7 +4,8 @@ import pytest
 
 import model_tools as mt
 from base_model.architecture.config import skeleton_of
-from base_model.train.loop import compare_training, plan_training
+from base_model.train.ladder import compare_training
+from base_model.train.loop import plan_training
 from tests.plan.test_adapters import llama_config
 from tests.plan.test_inference import ARCHITECTURES, config_of
 
@@ -18,9 +19,9 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def test_published_figures_of_llama_3b():
-    """Six counts to the digit; four *reserved* peaks, which lie above what is allocated, and one that is allocated."""
+    """Six counts to the digit; four *reserved* peaks, which lie above what is allocated, and three that are allocated."""
     table = mt.check_plans()
-    assert len(table) == 11
+    assert len(table) == 13
     assert table["match"].all(), table
     assert (table["difference"].head(6) == 0).all()
     assert table["difference"].iloc[6:10].between(-0.06, 0.02).all()
@@ -65,7 +66,7 @@ def real_step(folder, adapter):
     return sum(one.grad.nbytes for one in trained), sum(state.nbytes for state in states)
 
 
-@pytest.mark.parametrize("name", ["full", "LoRA", "IA-3", "LN tuning", "prompt"])
+@pytest.mark.parametrize("name", ["full", "LoRA", "IA-3", "LN tuning", "prompt", "VB-LoRA"])
 def test_gradients_and_optimizer_are_those_of_a_real_step(name, toy):
     import peft
 
@@ -76,6 +77,7 @@ def test_gradients_and_optimizer_are_those_of_a_real_step(name, toy):
         "IA-3": peft.IA3Config(**task),
         "LN tuning": peft.LNTuningConfig(**task),
         "prompt": peft.PromptTuningConfig(num_virtual_tokens=5, **task),
+        "VB-LoRA": peft.VBLoRAConfig(r=2, num_vectors=8, vector_length=16, target_modules=["q_proj"], **task),
     }[name]
     row = mt.plan_training(toy, adapter, tokens=30, batch=2).iloc[0]
     gradients, states = real_step(toy, adapter)
@@ -123,7 +125,8 @@ def test_parts_at_the_peak_add_up_to_it(toy):
         column for column in table if column.endswith("_bytes") and column not in ("peak_bytes", "embedding_bytes")
     ]
     assert (table[parts].sum(axis=1) == table["peak_bytes"]).all()
-    largest = mt.plan_training(toy, None, tokens=64).iloc[0]
+    args = {"per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    largest = mt.plan_trainer(toy, args, tokens=64).iloc[0]
     assert largest["peak_bytes"] == table.loc[0, "peak_bytes"]
     assert (table.loc[0, parts] <= largest[parts]).all()
 
@@ -151,7 +154,7 @@ def test_ia3_is_smaller_but_not_lighter():
     assert rows.loc["QLoRA r16, checkpointing", "peak_bytes"] == rows["peak_bytes"].min()
 
 
-@pytest.mark.parametrize("kind", sorted(set(ARCHITECTURES) - {"mamba", "jamba", "qwen3_next", "falcon"}))
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_a_step_can_be_measured_for_many_architectures(kind):
     row = plan_training(config_of(kind), None, 24, 2, False, False, None).iloc[0]
     weights = sum(one.nbytes for one in skeleton_of(config_of(kind)).parameters())

@@ -1,0 +1,56 @@
+"""Files that this project writes: whole or not at all, and never through a link."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from base_model import ModelError, visible
+
+
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Write files beside their places first, then move them all there: a full disk leaves what was there before."""
+    waiting: dict[Path, Path] = {}
+    try:
+        for path, content in files.items():
+            waiting[path] = _write_beside(path, content)
+        for path, beside in waiting.items():
+            beside.replace(path)  # of a link, the link itself
+    finally:
+        for beside in waiting.values():
+            with suppress(FileNotFoundError):  # moved already
+                beside.unlink()
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
+    beside = Path(name)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        beside.chmod(0o666 & ~_umask())  # mkstemp's own files are for one user alone
+    except BaseException:
+        beside.unlink()
+        raise
+    return beside
+
+
+def _umask() -> int:
+    """The user's mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def in_home(path: str | Path) -> Path:
+    """A path with `~` as the home folder. Raises ModelError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{visible(str(path))} names the home of an unknown user. Give a full path.") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a path cannot be written: the system's words, or Python's for a name that no disk can hold."""
+    return visible(getattr(error, "strerror", None) or str(error))

@@ -1,0 +1,99 @@
+"""Published runs of trainers (published_runs.csv) and their plans, side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+
+from base_model.train.trainer import plan_trainer
+
+GIB = 2**30
+# Architectures, as the config.json of each model states them; Qwen 1, whose code is its own, in the shapes of Qwen2.
+_LLAMA: dict[str, Any] = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
+MODELS: dict[str, dict[str, Any]] = {
+    "mistralai/Mistral-7B-v0.1": _LLAMA | {
+        "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": None,
+        "max_position_embeddings": 32768,
+    },
+    "NousResearch/Llama-2-70b-hf": _LLAMA | {
+        "vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096,
+    },
+    "Qwen/Qwen-7B-Chat": _LLAMA | {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    },
+}  # fmt: skip
+# What a plan may differ by: of what was allocated, and of what was reserved or seen from outside.
+ON_PAGE = [0, 2]  # rows that `check_plans` plans, too: a full fine-tuning and a LoRA, some seconds each
+WITHIN = {"allocated": (-0.05, 0.05), "reserved": (-0.20, 0.05)}
+
+
+def published_runs() -> pd.DataFrame:
+    """The published runs of trainers, one per row; a run whose `note` says so cannot be planned."""
+    table = pd.read_csv(Path(__file__).with_name("published_runs.csv"), dtype={"rank": "Int64"})
+    return table.fillna({"plugin": "", "targets": "", "autocast": "", "note": ""})
+
+
+def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each run that can be planned beside its plan.
+
+    Columns: `run`, `gpu`, `measure`, `published_bytes`, `planned_bytes`, `difference`, `match`, `note`, `source`.
+    """
+    rows = []
+    for run in runs[~runs["note"].str.startswith("not planned")].itertuples():
+        planned, published = _planned(run), round(run.peak_gib * GIB)
+        low, high = WITHIN["allocated" if run.measure == "allocated" else "reserved"]
+        difference = planned / published - 1
+        measures = run.measure, published, planned, difference, low <= difference <= high
+        rows.append([describe(run), run.gpu, *measures, run.note, run.source])
+    columns = ["run", "gpu", "measure", "published_bytes", "planned_bytes", "difference", "match", "note", "source"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def describe(run: Any) -> str:
+    """A run in a line: model, method, batch x tokens."""
+    name = run.model.rpartition("/")[2]
+    rank = "" if pd.isna(run.rank) else f" r{run.rank}"
+    plugin = f" ({run.plugin})" if run.plugin else ""
+    return f"{name}, {run.method}{rank}{plugin}, {run.batch} x {run.tokens:,}"
+
+
+def _planned(run: Any) -> int:
+    """The planned peak: HF's Trainer with checkpointing, AdamW of torch, and flash attention, as all of them ran."""
+    import peft
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    arguments = {
+        "per_device_train_batch_size": run.batch, "gradient_accumulation_steps": run.accumulation,
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "optim": "adamw_torch", "bf16": run.autocast == "bf16",
+    }  # fmt: skip
+    adapter, packed = None, None
+    if run.method != "full":
+        targets = run.targets.split(",")
+        adapter = peft.LoraConfig(r=run.rank, lora_dropout=0.1, target_modules=targets, task_type="CAUSAL_LM")
+    if run.method == "qlora":
+        settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
+        packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, **settings)
+    config = AutoConfig.for_model(**MODELS[run.model])
+    load = {"attn_implementation": "flash_attention_2"}
+    plan = plan_trainer(config, arguments, adapter, packed, run.tokens, 1, load, run.prepared, "hf")
+    return int(plan["peak_bytes"][0])
+
+
+def as_of_4_48(plan: Callable[[], Any]) -> Any:
+    """What `plan` gives with the loss of transformers 4.46 to 4.49, which copied the shifted logits."""
+    from torch.nn.functional import cross_entropy
+    from transformers.loss import loss_utils
+
+    def loss(logits: Any, labels: Any, vocab_size: int, **_: Any) -> Any:
+        shifted = logits.float()[..., :-1, :].contiguous()
+        return cross_entropy(shifted.view(-1, vocab_size), labels[..., 1:].contiguous().view(-1))
+
+    with mock.patch.dict(loss_utils.LOSS_MAPPING, {"ForCausalLM": loss}):
+        return plan()

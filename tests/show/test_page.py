@@ -1,0 +1,74 @@
+"""The executed notebook and its page: names are only names, and a cell that fails is told."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import model_tools as mt
+from base_model.show import page
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """A short notebook in place of the project's; runs land in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*cells):
+        path = tmp_path / "base_model_visualize.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
+        monkeypatch.setattr(page, "NOTEBOOK", path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["-rf x", "$(touch canary)", "`x`", "[a]*", "Grüße 'und' \"mehr\"", "--execute"])
+def test_a_model_may_have_any_name(notebook, tmp_path, name):
+    notebook("import os; print(os.environ['MODEL']); print('more')")
+    folder = page.run_notebook(tmp_path / name)
+    assert folder == Path("runs", name) and not list(tmp_path.rglob("canary"))
+    assert sorted(path.name for path in folder.iterdir()) == ["base_model_visualize.ipynb", "report.html"]
+    (output,) = nbformat.read(folder / "base_model_visualize.ipynb", as_version=4).cells[0].outputs
+    assert output.text == f"{tmp_path / name}\nmore\n"
+
+
+@pytest.mark.parametrize(("place", "name"), [("org/name", "name"), ("org/name@v1", "name@v1"), (Path("a/.."), "here")])
+def test_a_run_is_called_after_its_model(tmp_path, monkeypatch, place, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert page.run_name(place) == name
+
+
+def test_the_root_of_the_disk_has_no_name():
+    with pytest.raises(mt.ModelError, match="no name"):
+        page.run_name(Path(os.sep))
+
+
+def test_a_cell_that_fails_is_one_sentence(notebook, tmp_path):
+    notebook("raise ValueError('\\x1b[31mred\\nand more')")
+    with pytest.raises(mt.ModelError, match=r"A cell of the notebook failed.*ValueError: .*red and more") as caught:
+        page.run_notebook(tmp_path / "model")
+    assert "\x1b" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+def test_the_page_holds_no_code(notebook, tmp_path):
+    notebook("secret = 1; print('seen')")
+    html = (page.run_notebook(tmp_path / "model") / "report.html").read_text(encoding="utf-8")
+    assert "seen" in html and "secret" not in html
+
+
+def test_the_last_run_is_found_by_its_model(notebook, toy, tmp_path):
+    with pytest.raises(mt.ModelError, match=r"There is no runs.*toy.*make notebook"):
+        page.last_run(str(toy))
+    notebook("print(1)")
+    folder = page.run_notebook(toy)
+    assert page.last_run(str(toy)) == folder / "base_model_visualize.ipynb"
+
+
+def test_without_the_notebook_it_says_where_to_get_it(notebook, toy, monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "NOTEBOOK", tmp_path / "absent.ipynb")
+    with pytest.raises(mt.ModelError, match="clone"):
+        page.run_notebook(toy)
+    assert (ROOT / "base_model_visualize.ipynb").is_file()

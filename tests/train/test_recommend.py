@@ -1,0 +1,119 @@
+"""The answer: what fits, the largest batch of it, in an order that is stated."""
+
+import pandas as pd
+import pytest
+
+import model_tools as mt
+from base_model.architecture.config import read_architecture
+from base_model.train import recommend as room
+from base_model.train.methods import METHODS, method_of
+from tests.folders import write_toy
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("models") / "toy")
+
+
+def search_in(toy, usable, name="LoRA r16, all linear", tokens=64):
+    place = room.Place("a card", usable, None)
+    return room.Search(read_architecture(toy), place, method_of(name), False, tokens, 1)
+
+
+def test_the_batch_fits_and_the_next_does_not(toy):
+    search = search_in(toy, 200 << 20)
+    batch, step, _, planned = room.largest(search)
+    assert planned and batch > 1
+    assert room.needed(step.peak) <= search.place.usable
+    assert room.needed(search.plan(batch + 1).peak) > search.place.usable
+
+
+def test_what_does_not_fit_says_what_is_missing(toy):
+    row = dict(zip(room.COLUMNS, room.row_of(search_in(toy, 1 << 20), None), strict=True))
+    assert row["verdict"] == "does not fit"
+    assert "misses" in row["why"] and "MiB" in row["why"]
+
+
+def test_a_few_layers_propose_what_the_whole_takes_or_a_little_less():
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        dtype="float32",
+    )
+    search = room.Search(config, room.Place("a card", 2**30, None), METHODS[0], True, 64, 1)
+    whole = search.plan(2).peak
+    assert 0.99 * whole < search.proposed(2) <= whole
+
+
+def test_a_shallow_model_keeps_its_kinds_of_layers():
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(num_hidden_layers=12)
+    small = room.shallow(config, 4)
+    assert small.num_hidden_layers == 4 and small.layer_types == config.layer_types[:4]
+    assert config.num_hidden_layers == 12 and len(config.layer_types) == 12
+
+
+def test_every_method_is_tried_and_the_best_stands_first(toy, monkeypatch):
+    monkeypatch.setattr(room, "MOST_BATCH", 1)
+    monkeypatch.setattr(room, "METHODS", METHODS[2:3] + METHODS[5:])
+    table = mt.recommend(toy, gpu="4090", tokens=32)
+    assert list(table.columns) == list(room.COLUMNS)
+    assert len(table) == 2 * 3
+    assert (table["verdict"] == "fits").all()
+    assert table["accuracy"][0] >= table["accuracy"].max() - room.ALIKE
+    assert table["hours_low"].isna().all()
+    assert (table["tokens_per_s"] > 0).all()
+
+
+def test_the_order_is_the_one_that_is_stated():
+    table = pd.DataFrame({
+        "verdict": ["does not fit", "fits", "fits", "fits", "tight"], "accuracy": [0.5, 0.3, 0.48, 0.49, 0.5],
+        "tokens_per_s": [9.0, 8.0, 2.0, 3.0, 9.0], "peak_bytes": [1, 1, 1, 1, 1],
+    }).astype({"accuracy": "Float64"})  # fmt: skip
+    ranked = room.ranked(table)
+    assert list(ranked["accuracy"]) == [0.49, 0.48, 0.3, 0.5, 0.5]
+    assert list(ranked["verdict"]) == ["fits", "fits", "fits", "tight", "does not fit"]
+
+
+def test_an_interrupt_keeps_what_was_found(toy, monkeypatch):
+    rows = iter([["LoRA"] * 2 + [1, 2, 3, 0.5, "fits", 1.0, 2.0, 0.5, "", 64, 1.0, 1]])
+
+    def row_of(*_):
+        try:
+            return next(rows)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(room, "row_of", row_of)
+    with pytest.warns(mt.ModelWarning, match="1 of 14"):
+        assert len(mt.recommend(toy, gpu="4090")) == 1
+
+
+@pytest.mark.parametrize(("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**33, 2**33)])
+def test_a_memory_is_read(memory, size):
+    assert room.bytes_of(memory) == size
+
+
+@pytest.mark.parametrize("memory", [0, -1, "much", "24 parsecs", True, "1e400GB", None, "nan GiB"])
+def test_what_is_no_memory_is_refused(memory):
+    with pytest.raises(mt.ModelError, match="24GiB"):
+        room.bytes_of(memory)
+
+
+def test_what_error_correction_and_the_driver_hold_is_not_usable():
+    t4, big = room.place_of("T4", None), room.place_of("4090", None)
+    assert t4.usable == 15 * 2**30 - room.CONTEXT_BYTES
+    assert big.usable == 24 * 2**30 - room.CONTEXT_BYTES
+    assert t4.half and not big.half
+    assert room.place_of(None, "8GiB").on is None
+
+
+def test_a_card_that_is_not_known_names_the_nearest(toy):
+    with pytest.raises(mt.ModelError, match="4090"):
+        mt.recommend(toy, gpu="RTX 4091")

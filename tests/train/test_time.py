@@ -1,0 +1,133 @@
+"""The cost of each operation, and the time that a card takes for a step of them."""
+
+import pandas as pd
+import pytest
+
+import model_tools as mt
+from base_model.architecture.config import read_architecture
+from base_model.train.published import LLAMA_3_2_3B
+from base_model.train.time import COLUMNS, step_costs, time_on
+from tests.folders import write_toy
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("models") / "toy")
+
+
+CARD = {
+    "gpu": "a card", "memory_bytes": 2**34, "bandwidth": 1e12, "bf16_flops": 1e14, "fp16_flops": 1e14,
+    "fp32_flops": 1e13, "source": "made up",
+}  # fmt: skip
+
+
+def costs_of(toy, adapter=None, **arguments):
+    arguments = {"per_device_train_batch_size": 2, "gradient_checkpointing": False} | arguments
+    return step_costs(read_architecture(toy), arguments, adapter, None, 64, "trl", None)
+
+
+def test_flops_are_those_that_torch_counts_in_a_real_step(toy):
+    """On the CPU, in float32, without checkpointing: the same operations, so the same sum."""
+    import datasets
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM, TrainingArguments
+    from transformers import Trainer as HFTrainer
+
+    row = {"input_ids": [5] * 64, "labels": [5] * 64, "attention_mask": [1] * 64}
+    args = TrainingArguments(
+        output_dir=str(toy / "out"), use_cpu=True, max_steps=1, per_device_train_batch_size=2, report_to=[],
+        disable_tqdm=True, save_strategy="no", optim="sgd",
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(toy, dtype="float32")
+    trainer = HFTrainer(model, args, train_dataset=datasets.Dataset.from_list([row] * 2))
+    with FlopCounterMode(display=False) as counter:
+        trainer.train()
+    costs, tokens, _ = step_costs(read_architecture(toy), args, None, None, 64, "trl", None)
+    assert tokens == 128
+    assert sum(cost.flops * count for cost, count in costs.items()) == counter.get_total_flops()
+
+
+def test_a_list_that_is_changed_in_place_is_read_and_written():
+    import torch
+
+    from base_model.train.operations import Tape
+
+    tensors = [torch.empty(1000, device="meta") for _ in range(3)]
+    tape = Tape()
+    tape(torch.ops.aten._foreach_mul_.Scalar, (tensors, 2.0), {}, None)
+    (cost,) = tape.costs
+    assert cost.moved == 2 * 3 * 4000
+
+
+def test_views_and_allocations_cost_nothing():
+    import torch
+
+    from base_model.train.operations import Tape
+
+    tape, one = Tape(), torch.empty(4, 4, device="meta")
+    tape(torch.ops.aten.view.default, (one, [16]), {}, one.view(16))
+    tape(torch.ops.aten.empty_like.default, (one,), {}, torch.empty_like(one))
+    assert not tape.costs
+    tape(torch.ops.aten.mul.Tensor, (one, one), {}, one * one)
+    assert next(iter(tape.costs)).moved == 3 * 64
+
+
+def test_the_embedding_reads_only_the_rows_it_gives():
+    import torch
+
+    from base_model.train.operations import Tape
+
+    table, ids = torch.empty(1000, 8, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    tape = Tape()
+    tape(torch.ops.aten.embedding.default, (table, ids), {}, table[ids])
+    assert next(iter(tape.costs)).moved == 2 * 3 * 8 * 4
+
+
+def test_a_faster_card_is_faster_and_the_parts_add_up(toy):
+    costs, tokens, half = costs_of(toy)
+    twice = {"bandwidth": 2e12, "bf16_flops": 2e14, "fp32_flops": 2e13}
+    slow = time_on(costs, tokens, pd.Series(CARD), half).iloc[0]
+    fast = time_on(costs, tokens, pd.Series(CARD | twice), half).iloc[0]
+    for row in (slow, fast):
+        assert row["compute_s"] + row["memory_s"] + row["launch_s"] == pytest.approx(row["step_s"])
+        assert row["low_s"] < row["step_s"] < row["high_s"]
+        assert row["tokens_per_s"] == pytest.approx(tokens / row["step_s"])
+    assert fast["memory_s"] + fast["compute_s"] == pytest.approx((slow["memory_s"] + slow["compute_s"]) / 2)
+
+
+def test_a_card_without_bfloat16_computes_it_in_float32_unless_float16_is_asked_for(toy):
+    old = pd.Series(CARD | {"bf16_flops": pd.NA})
+    slow = time_on(*costs_of(toy)[:2], old).iloc[0]["compute_s"]
+    costs, tokens, half = costs_of(toy, fp16=True)
+    assert half
+    assert time_on(costs, tokens, old, half).iloc[0]["compute_s"] < slow
+
+
+def test_accumulation_adds_micro_batches(toy):
+    one, two = costs_of(toy), costs_of(toy, gradient_accumulation_steps=2)
+    assert two[1] == 2 * one[1]
+    flops = [sum(cost.flops * count for cost, count in costs.items()) for costs, *_ in (one, two)]
+    assert flops[1] == 2 * flops[0]
+
+
+@pytest.mark.parametrize(("rank", "published", "within"), [(32, 4 * 210 / 7174, 0.10), (None, 4 * 210 / 2316, 0.20)])
+def test_published_steps_of_llama_3b_on_an_l40s(rank, published, within):
+    """PEFT's method comparison: a plain loop, 4 texts of 210 tokens on average."""
+    import peft
+    from transformers import LlamaConfig
+
+    from base_model.train.time import plan_time
+
+    adapter = peft.LoraConfig(r=rank, task_type="CAUSAL_LM") if rank else None
+    args = {"per_device_train_batch_size": 4, "gradient_checkpointing": False}
+    row = plan_time(LlamaConfig(**LLAMA_3_2_3B), args, adapter, None, 210, "L40S", "plain").iloc[0]
+    assert tuple(row.index) == COLUMNS
+    assert row["step_s"] == pytest.approx(published, rel=within)
+    assert row["low_s"] < published < row["high_s"]
+
+
+def test_what_makes_no_sense_is_refused(toy):
+    with pytest.raises(mt.ModelError, match="L40S"):
+        mt.plan_time(toy, tokens=64, gpu="L40X")
+    with pytest.raises(mt.ModelError, match="plain"):
+        mt.plan_time(toy, tokens=64, trainer="axolotl")

@@ -1,0 +1,268 @@
+"""The plan of a trainer's step; real runs on the CPU, and torch's own tracker of memory, are the judges."""
+
+import shutil
+
+import pytest
+
+from base_model import ModelError, ModelWarning
+from tests.train.real_run import added_by_a_step
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def toy_copy(toy, tmp_path_factory):
+    """A toy of our own: a trainer makes its output folder beside the model."""
+    return shutil.copytree(toy, tmp_path_factory.mktemp("trained") / "toy")
+
+
+def lora(**more):
+    import peft
+
+    return peft.LoraConfig(**{"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | more)
+
+
+def ia3():
+    import peft
+
+    return peft.IA3Config(task_type="CAUSAL_LM")
+
+
+def nothing():
+    return None
+
+
+def planned_ledger(folder, arguments, adapter=None, tokens=64, trainer="trl", quantization=None):
+    """What the planned step does on the CPU, as a ledger."""
+    import tempfile
+
+    from transformers import TrainingArguments
+
+    from base_model.architecture.config import read_architecture
+    from base_model.train.arguments import planned_run
+    from base_model.train.trainer import measure
+
+    args, load = {"use_cpu": True} | arguments, None
+    with tempfile.TemporaryDirectory() as out:
+        if trainer == "hf":
+            load = args.pop("model_init_kwargs", None)
+            args = TrainingArguments(output_dir=out, **args)
+        run = planned_run(args, tokens, load, out)
+        return measure(read_architecture(folder), run, adapter, quantization)[0]
+
+
+def both(folder, arguments, adapter, tokens, trainer="trl"):
+    """What a step adds at most to what was there when it began: planned, and of a real run."""
+    ledger = planned_ledger(folder, arguments, adapter(), tokens, trainer)
+    return ledger.peak - ledger.start_total, added_by_a_step(folder, arguments, adapter(), tokens, trainer)
+
+
+FOUR = {"per_device_train_batch_size": 4}
+EAGER = {"model_init_kwargs": {"attn_implementation": "eager"}}
+REENTRANT = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+RUNS = [
+    *((adapter, {"gradient_checkpointing": kept}, "trl") for adapter in (lora, ia3, nothing) for kept in (True, False)),
+    (nothing, {"gradient_accumulation_steps": 2}, "trl"),
+    (nothing, {"optim": "adamw_torch"}, "trl"),
+    (nothing, {"optim": "adafactor"}, "trl"),
+    (nothing, {"optim": "sgd"}, "trl"),
+    (lora, {"bf16": False}, "trl"),
+    (lora, EAGER, "trl"),
+    (nothing, REENTRANT, "trl"),
+    (lora, {"gradient_checkpointing": False}, "hf"),
+    (nothing, {"gradient_checkpointing": True, "bf16": True, "label_smoothing_factor": 0.1}, "hf"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "arguments", "trainer"), RUNS, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_the_plan_is_what_a_real_run_takes(adapter, arguments, trainer, toy_copy):
+    planned, real = both(toy_copy, FOUR | arguments, adapter, 64, trainer)
+    assert planned == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    for file in demo.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    arguments = {"per_device_train_batch_size": 2, "gradient_checkpointing": checkpointing}
+    planned, real = both(folder, arguments, lora, 256)
+    assert planned == pytest.approx(real, rel=1e-3)
+    assert planned > 300 * MIB
+
+
+def tracked(folder, arguments, adapter=None):
+    """The peak of the planned step by our ledger, and by torch's own tracker, which sees each operation first."""
+    from unittest import mock
+
+    import torch
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    from base_model.plan import ledger as room
+
+    tracker = MemTracker()
+    tracker._mod_tracker = mock.MagicMock(
+        is_bw=False
+    )  # by module is not asked, and its hooks want gradients everywhere
+
+    class Both(room.Ledger):
+        def start(self):
+            super().start()
+            now = tracker.get_tracker_snapshot()
+            tracker._peak_mem = {device: kinds["Total"] for device, kinds in now.items()}
+
+        def __enter__(self):
+            super().__enter__()
+            tracker.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            tracker.__exit__(*error)
+            super().__exit__(*error)
+
+    with mock.patch.object(room, "Ledger", Both):
+        ledger = planned_ledger(folder, arguments, adapter)
+    return ledger.peak, tracker._peak_mem[torch.device("cpu")]
+
+
+@pytest.mark.parametrize("adapter", [lora, nothing], ids=["lora", "full"])
+@pytest.mark.parametrize("arguments", [{}, {"optim": "adafactor"}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_torch_s_own_tracker_counts_the_same_bytes(adapter, arguments, toy):
+    ours, torchs = tracked(toy, FOUR | {"gradient_checkpointing": False} | arguments, adapter())
+    assert ours == torchs
+
+
+def plan(folder_or_config, args=None, adapter=None, quantization=None, **more):
+    """The plan's row, of texts of 64 tokens."""
+    from base_model.architecture.config import read_architecture
+    from base_model.train.trainer import plan_trainer
+
+    config = folder_or_config if hasattr(folder_or_config, "model_type") else read_architecture(folder_or_config)
+    return plan_trainer(config, args, adapter, quantization, 64, **more).iloc[0]
+
+
+def nf4(**more):
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **more)
+
+
+def gptq(**more):
+    from transformers import GPTQConfig
+
+    return GPTQConfig(**{"bits": 4, "group_size": 32} | more)
+
+
+FLASH = {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}
+HALF = {"model_init_kwargs": {"dtype": "float16"}}
+REFUSED = [
+    ({"bf16": True, "fp16": True}, nothing, None, "contradict each other"),
+    ({"fp16": True} | HALF, nothing, None, "GradScaler refuses gradients in half precision"),
+    ({"fp16": True}, lora, nf4, "TRL keeps the adapters of a quantised base in bfloat16"),
+    ({}, nothing, nf4, "cannot be trained themselves"),
+    ({"optim": "galore_adamw"}, nothing, None, "'galore_adamw' is not planned. Planned are adamw_torch, "),
+    ({"optim": "adamx"}, nothing, None, "adamx is not a valid OptimizerNames"),
+    ({"packing": True}, nothing, None, "needs flash attention"),
+    ({"activation_offloading": True}, nothing, None, "leave out activation_offloading"),
+    ({"use_liger_kernel": True}, nothing, None, "Liger"),
+    ({"learning_rat": 1}, nothing, None, "Did you mean learning_rate"),
+    ({"per_device_train_batch_size": 0}, nothing, None, "per_device_train_batch_size is a whole number from 1"),
+    ({"model_init_kwargs": {"attn_implementation": "flex_attention"}}, nothing, None, "take sdpa"),
+    ({}, lambda: lora(use_dora=True, target_modules=["q_proj"]), gptq, "GPTQLoraLinear does not support DoRA"),
+    ({}, ia3, gptq, "IA3Config is not planned on it"),
+    ({}, lora, lambda: gptq(bits=3), "2, 4 or 8"),
+    ({}, lambda: lora(target_modules=["nothing"]), None, "nothing"),
+    ({}, lambda: lora(inference_mode=True), None, "Nothing is trained"),
+]
+
+
+@pytest.mark.parametrize(("args", "adapter", "quantization", "words"), REFUSED, ids=lambda one: str(one)[:40])
+def test_what_cannot_be_planned_is_said(args, adapter, quantization, words, toy):
+    with pytest.raises(ModelError, match=words):
+        plan(toy, args, adapter(), quantization and quantization())
+
+
+def test_a_text_longer_than_the_model_is_refused(toy):
+    from base_model.architecture.config import read_architecture
+    from base_model.train.trainer import plan_trainer
+
+    with pytest.raises(ModelError, match="512 positions, a text of 600 tokens"):
+        plan_trainer(read_architecture(toy), tokens=600)
+
+
+def test_optimizers_are_those_that_transformers_names():
+    from transformers.training_args import OptimizerNames
+
+    from base_model.train.arguments import OPTIMIZERS
+
+    assert set(OPTIMIZERS) < {one.value for one in OptimizerNames}
+
+
+def test_paged_states_lie_beside_the_card():
+    """Those of at least 100,000 weights do: here the embedding's two, in float32."""
+    from tests.plan.test_inference import config_of
+
+    config = config_of("llama", vocab_size=4096, tie_word_embeddings=True)
+    paged, plain = (plan(config, {"optim": f"{name}adamw_8bit"}) for name in ("paged_", ""))
+    assert plain["host_bytes"] == 0
+    assert paged["host_bytes"] == 2 * 4 * 4096 * 64
+    assert paged["optimizer_bytes"] == plain["optimizer_bytes"] - paged["host_bytes"]
+
+
+def test_gptq_is_counted_as_it_is_stored(toy):
+    """Half a byte per weight; a zero of half a byte and a scale of two per 32 inputs; four bytes per input's group."""
+    row = plan(toy, {"use_cpu": True}, lora(target_modules=["q_proj"]), gptq())
+    sizes = 2 * [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    packed = sum(n * m // 2 + n // 32 * m * 5 // 2 + 4 * n for n, m in sizes)
+    rest = 4 * (260 * 32 + 5 * 32 + 4 + 4)  # embedding, norms, two buffers of rotary frequencies
+    assert row["weights_bytes"] == packed + rest
+
+
+def test_a_prepared_base_trains_in_float32(toy_bf16):
+    """bitsandbytes returns what it is given: after norms in float32, the residual stream is float32."""
+    plain, prepared = (plan(toy_bf16, None, lora(), nf4(), prepared=one) for one in (False, True))
+    assert prepared["embedding_bytes"] == 2 * plain["embedding_bytes"] == 4 * 260 * 32
+    assert prepared["activations_bytes"] > 1.2 * plain["activations_bytes"]
+
+
+@pytest.fixture(scope="module")
+def toy_bf16(tmp_path_factory):
+    from tests.folders import write_toy
+
+    return write_toy(tmp_path_factory.mktemp("half") / "toy", dtype="bfloat16")
+
+
+def test_dora_unpacks_a_quantised_weight(toy_bf16):
+    """Its norm needs the weight itself, in float32 as its factors are."""
+    plain, dora = (plan(toy_bf16, None, lora(use_dora=one), nf4()) for one in (False, True))
+    assert dora["adapter_bytes"] > plain["adapter_bytes"]
+    assert dora["activations_bytes"] > plain["activations_bytes"]
+
+
+def test_float16_takes_what_bfloat16_takes(toy):
+    half, brain = (
+        plan(toy, {name: True, "model_init_kwargs": {"dtype": dtype}}, lora())
+        for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16"))
+    )
+    assert half["peak_bytes"] == brain["peak_bytes"]
+
+
+def test_experts_that_stay_unpacked_are_told():
+    from tests.plan.test_inference import config_of
+
+    with pytest.warns(ModelWarning, match="768.00 KiB, stay unpacked"):
+        plan(config_of("mixtral"), None, lora(target_modules=["q_proj"]), nf4())
+
+
+def test_arguments_in_a_dict_may_be_those_of_hf_s_trainer(toy):
+    """Whole logits, three copies of them in float32; and no card is asked for."""
+    from base_model.train import planning
+
+    args = {"bf16": True, "per_device_train_batch_size": 4}
+    by_name = planning.plan_trainer(toy, args, tokens=64, trainer="hf")
+    assert by_name["logits_bytes"][0] >= 3 * 4 * 64 * 260 * 4
+    with pytest.raises(ModelError, match="TrainingArguments has no argument 'packing'"):
+        plan(toy, {"packing": True}, trainer="hf")
+    with pytest.raises(ModelError, match="not 'hff'"):
+        plan(toy, trainer="hff")
