@@ -62,12 +62,7 @@ def _round(value: float) -> str:
 def _on_answer(table: pd.DataFrame) -> str:
     best = table.iloc[0]
     if best["verdict"] not in RUNS:
-        near = table.dropna(subset="least_bytes").sort_values("least_bytes", kind="stable")
-        if near.empty:
-            return f"No method could be planned. {best['why']}"
-        row = near.iloc[0]
-        rest = "Try a shorter text, a smaller model or a larger card."
-        return f"Nothing fits. {row['method']} comes nearest: {row['why']} {rest}"
+        return f"Nothing fits. {best['method']} comes nearest: {best['why']}"
     how = "with" if best["checkpointing"] else "without"
     epoch = epoch_in_words(best)
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."

@@ -36,7 +36,7 @@ def test_the_answer_is_read_aloud(answer):
 
 def test_where_nothing_fits_the_nearest_is_named(answer):
     words = mt.in_words(answer.assign(verdict="does not fit"))
-    assert words.startswith("Nothing fits. QLoRA r16, all linear comes nearest: One text misses 22.00 GiB. Try ")
+    assert words.startswith("Nothing fits. LoRA r16, all linear comes nearest: One text misses 22.00 GiB.")
 
 
 def test_the_table_of_the_answer_has_each_method_once(answer):

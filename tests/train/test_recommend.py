@@ -95,6 +95,15 @@ def test_an_interrupt_keeps_what_was_found(toy, monkeypatch):
         assert len(mt.recommend(toy, gpu="4090")) == 1
 
 
+def test_where_nothing_fits_the_nearest_thing_is_named(toy, monkeypatch):
+    monkeypatch.setattr(room, "METHODS", METHODS[5:6])
+    nothing = room.recommend(read_architecture(toy), room.Place("a card", 10 << 20, None), 512)
+    assert (nothing["verdict"] == "does not fit").all()
+    assert "such cards" in nothing["why"][0] and "smaller model" in nothing["why"][0]
+    shorter = room.recommend(read_architecture(toy), room.Place("a card", 48 << 20, None), 512)
+    assert "tokens it would fit" in shorter["why"][0], shorter[["peak_bytes", "why"]].to_string()
+
+
 @pytest.mark.parametrize(("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**33, 2**33)])
 def test_a_memory_is_read(memory, size):
     assert room.bytes_of(memory) == size
