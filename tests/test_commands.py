@@ -56,7 +56,7 @@ def test_check_tells_by_its_exit_code(toy, tmp_path):
 
 
 def test_plan_for_a_card_is_the_answer(toy):
-    done = run("plan", toy, "--memory", "1GiB", "--tokens", "32", "--json", seconds=400)
+    done = run("plan", toy, "--memory", "700MiB", "--tokens", "32", "--json", seconds=400)
     rows = json.loads(done.stdout)
     assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
     assert "What fits stands first" in done.stderr

@@ -44,7 +44,7 @@ def run_checks(folder: Path, known: Mapping[str, Header] | None = None) -> list[
     paths = weight_files(folder, index)
     headers: dict[str, Header] = dict(known or {})
     files = [_length(path, headers) for path in paths]
-    warn_of_oddities(folder, headers)
+    warn_of_oddities(folder, headers, [path.name for path in paths])
     table = tensor_table(headers, config, is_tied)
     described = [*_head(config, table), *_architecture(folder, table)]
     if index is None or paths[0].name not in index.shards:  # one file, whatever an index beside it says

@@ -217,7 +217,7 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
     headers = {path.name: known.get(path.name) or read_header(path) for path in weight_files(folder, index)}
     if index and SINGLE_FILE not in headers:
         _require_places(index, headers)
-    warn_of_oddities(folder, headers)
+    warn_of_oddities(folder, headers, headers)
     strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
     if strays:
         files = ", ".join(map(visible, strays))
@@ -227,8 +227,8 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
     return headers
 
 
-def warn_of_oddities(folder: Path, headers: Mapping[str, Header]) -> None:
-    """A warning for each thing that can be read, but is likely not what was meant."""
+def warn_of_oddities(folder: Path, headers: Mapping[str, Header], files: Iterable[str]) -> None:
+    """A warning for each thing that can be read, but is likely not what was meant; `files` are the model's weights."""
     names = names_in(folder)
     for name, header in headers.items():
         if not header.names:
@@ -236,7 +236,7 @@ def warn_of_oddities(folder: Path, headers: Mapping[str, Header]) -> None:
     for name in names:
         if (whole := name.removesuffix(".aria2")) != name and whole in names:
             _warn_of(whole, f"is not downloaded to its end: {visible(name)} lies beside it. Let aria2 finish")
-    if gaps := ", ".join(_gaps(headers)):
+    if gaps := ", ".join(_gaps(files)):
         _warn_of(gaps, "is missing in the row of shards, and the index names no tensor in it")
 
 
@@ -244,9 +244,9 @@ def _warn_of(name: str, words: str) -> None:
     warnings.warn(f"{visible(name)} {words}.", ModelWarning, stacklevel=5)
 
 
-def _gaps(headers: Mapping[str, Header]) -> Iterator[str]:
+def _gaps(files: Iterable[str]) -> Iterator[str]:
     """The shards that should be there by the numbers in the others' names."""
-    parts = [match for name in headers if (match := _NUMBERED.fullmatch(name))]
+    parts = [match for name in files if (match := _NUMBERED.fullmatch(name))]
     for start, count in {(match[1], match[3]) for match in parts}:
         numbers = {int(match[2]) for match in parts if (match[1], match[3]) == (start, count)}
         first = 0 if 0 in numbers else 1

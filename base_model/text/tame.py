@@ -6,6 +6,7 @@ import string
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ PAGE = "\n".join(
     ]
 )
 TOKENIZER_STEERING = ("fast_tokenizer_files", "init_inputs")  # other files; arguments that may be paths
+_TAME: set[tuple[str, str]] = set()  # what passed its trial: a hash of the file, and the text
 
 
 def require_plain_settings(folder: Path) -> dict[str, Any]:
@@ -67,16 +69,23 @@ def _require_few(name: str, content: dict[str, Any]) -> None:
             raise ModelError(f"{name} holds {len(found):,} {what}; {most:,} are taken at most. Take another tokenizer.")
 
 
-def require_tame(folder: Path, task: dict[str, Any], text: str) -> None:
-    """Refuse a tokenizer that takes long, wants gigabytes or floods, as it is loaded or reads and writes a page."""
-    texts = [SAMPLE, PAGE, text[:MAX_PROMPT_CHARACTERS]]
-    done = in_child(task | {"texts": texts, "seconds": TOKENIZER_SECONDS})
+def require_tame(folder: Path, source: dict[str, str], text: str) -> None:
+    """Refuse a tokenizer that takes long, wants gigabytes or floods, as it is loaded or reads and writes a page.
+
+    `source` is its file (`tokenizer`) or its text (`json`). What was tried out in this process is not tried again.
+    """
+    content = Path(source["tokenizer"]).read_bytes() if "tokenizer" in source else source["json"].encode()
+    trial = sha256(content).hexdigest(), text[:MAX_PROMPT_CHARACTERS]
+    if trial in _TAME:
+        return
+    done = in_child({**source, "texts": [SAMPLE, PAGE, trial[1]], "seconds": TOKENIZER_SECONDS})
     if done.returncode:
         limits = f"it takes more than {TOKENIZER_SECONDS} s or {format_bytes(CHILD_BYTES)}"
         fault = limits if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded: {visible(fault)[:300]}. Download its files again."
         )
+    _TAME.add(trial)
 
 
 def in_child(task: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ A search plans only what it must. Memory grows with the layers and with the batc
 of a few layers propose a batch, and a plan of the whole model verifies it.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, require_whole
+from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.plan.machine import this_machine
 from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
@@ -120,7 +122,28 @@ def recommend(
             raise
         warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return ranked(table.astype({"batch": "Int64", "peak_bytes": "Int64", "longest": "Int64", "accuracy": "Float64"}))
+    table = ranked(table.astype({"batch": "Int64", "peak_bytes": "Int64", "longest": "Int64", "accuracy": "Float64"}))
+    if not table["verdict"].isin(["fits", "tight"]).any() and (table["verdict"] == "does not fit").any():
+        table.loc[0, "why"] = f"{table.loc[0, 'why']} {_nearest(config, place, table.loc[0])}"
+    return table
+
+
+def _nearest(config: Any, place: Place, row: pd.Series) -> str:
+    """Where nothing fits: the nearest thing to the lightest method that would."""
+    method = {one.name: one for one in METHODS}[row["method"]]
+    tokens = int(row["tokens"]) // 2
+    while tokens >= STEP:
+        search = Search(config, place, method, bool(row["checkpointing"]), tokens, int(row["devices"]))
+        if needed(search.proposed(1)) <= place.usable:
+            return f"With texts of {tokens:,} tokens it would fit."
+        tokens //= 2
+    times = needed(float(row["peak_bytes"])) / place.usable
+    cards = math.ceil(times) * int(row["devices"])
+    smaller = count_parameters(skeleton_of(config)) / times
+    return (
+        f"Nothing fits at any length: about {cards} such cards could share it (devices={cards}), or a smaller model of "
+        f"the family would, of some {smaller / 1e9:.1f} billion parameters."
+    )
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
@@ -132,6 +155,8 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
         "verdict": table["verdict"].map(order), "alike": ~alike.astype(bool),
         "slow": -table["tokens_per_s"].astype("Float64").fillna(0), "peak": table["peak_bytes"].fillna(0),
     })  # fmt: skip
+    misses = table["verdict"] == "does not fit"
+    keys.loc[misses, ["alike", "slow"]] = [False, 0]  # of these, what misses least
     return table.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
 
 
@@ -171,8 +196,10 @@ class Search:
 
     def proposed(self, batch: int) -> float:
         """The peak of the whole model along the line through two models of a few layers: a lower bound."""
-        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         depth = self.config.get_text_config().num_hidden_layers
+        if depth <= SHALLOW[-1]:
+            return self._peak(self.config, batch)
+        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
         return few + (more - few) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
 
 
@@ -195,7 +222,8 @@ def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
-    return _cells(search, cells, _why(search, step, verdict, exact), _longest(search, batch, step, slope), speed)
+    longest = pd.NA if verdict == "does not fit" else _longest(search, batch, step, slope)
+    return _cells(search, cells, _why(search, step, verdict, exact), longest, speed)
 
 
 def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float) -> list[Any]:

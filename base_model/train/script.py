@@ -217,5 +217,6 @@ def _question(row: dict[str, Any]) -> str:
     """The prompt of an example, what its user says first, or the first words of its text; "" where it holds tokens."""
     said = row.get("prompt") or row.get("messages") or row.get("conversations") or row.get("text") or ""
     if isinstance(said, list):
-        return next((str(turn["content"]) for turn in said if turn.get("role") == "user"), "")
+        turns = ((turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in said)
+        return next((str(content) for role, content in turns if role in ("user", "human")), "")
     return said if "prompt" in row else " ".join(said.split()[:12])

@@ -116,7 +116,7 @@ def test_the_ledger_is_torchs_own_tracker_to_the_byte(method, checkpointing):
 
 def steps_of(monkeypatch, adapter):
     """The peaks of three steps of the trainer, where a plan takes one."""
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
 
     from base_model.train import trainer
 
@@ -137,14 +137,37 @@ def steps_of(monkeypatch, adapter):
         return made
 
     monkeypatch.setattr(trainer, "_trainer", three_steps)
-    plan(adapter=adapter)
+    args = TrainingArguments(per_device_train_batch_size=1, use_cpu=False)
+    wide = toy_config(hidden_size=512, head_dim=128, intermediate_size=512, num_hidden_layers=8)
+    plan_trainer(wide, args, adapter, tokens=2, devices=8)
     return peaks
 
 
 @pytest.mark.parametrize("method", ["full", "LoRA"])
 def test_the_planned_step_is_like_those_after_it(method, monkeypatch):
+    """Two tokens on a wide model: whole tensors, as DTensor asks about them in the first step, would be its peak."""
+    from torch.distributed.tensor import DTensor
+
+    DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache.cache_clear()
     first, second, third = steps_of(monkeypatch, lora() if method == "LoRA" else None)
     assert first == second == third
+
+
+def test_a_gathered_tensor_is_there_once():
+    """Its meta kernel makes another one when it is waited for."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed.tensor import DTensor, Shard
+
+    from base_model.plan.ledger import Ledger
+    from base_model.train.sharding import group_of, watched
+
+    ledger = Ledger(512)
+    with group_of(4), FakeTensorMode(allow_non_fake_inputs=True), watched(ledger), ledger:
+        mesh = torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh()
+        part = torch.empty(8, 100)
+        DTensor.from_local(part, mesh, [Shard(0)], run_check=False).full_tensor()
+    assert ledger.peak == (1 + 4) * part.nbytes
 
 
 def test_weights_and_states_are_shared_out():
