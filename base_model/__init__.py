@@ -9,6 +9,10 @@ COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 class ModelError(Exception):
     """Something is wrong with a model, folder, Hub answer or machine: what, in which file, and what to do next."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of its frames: the sentence says what to do, the frames do not."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ModelWarning(UserWarning):
     """A number is still given, but read this first."""

@@ -1,7 +1,7 @@
 """What joins the rooms: a model by its name, handed to those that read, check, compare, run and report."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from base_model import ModelError, ModelWarning, format_bytes, require_whole, st
 from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied, read_architecture
+from base_model.architecture.dtypes import PLANNED, planned_header, read_planned
 from base_model.hub import download, remote
 from base_model.hub.access import UnknownModelError
-from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate, only_described
 from base_model.read.descriptions import describe_file, tree_lines
 from base_model.read.folder import file_sizes, model_headers, read_config, readable_headers
 from base_model.read.tensors import group_parameters, tensor_table, without_collector
@@ -21,8 +22,10 @@ from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.run.tuned import answers
+from base_model.show.page import RUNS, run_name
 from base_model.show.report import save_report
 from base_model.show.saving import in_home
+from base_model.text.data import example_data
 from base_model.text.tokens import describe_tokenizer
 from base_model.train import script, trial
 from base_model.train.planning import write_script
@@ -82,6 +85,52 @@ def read_tensors(model: str | Path) -> pd.DataFrame:
     return table
 
 
+def list_tensors(model: str | Path) -> pd.DataFrame:
+    """Every tensor of the model, in the columns of `read_tensors`; without weights, as its config.json plans them.
+
+    Then `file` is "planned", and a printed sentence says so. Raises ModelError.
+    """
+    folder = folder_of(model)
+    if not only_described(folder):
+        return read_tensors(model)
+    print("There are no weights to read: names and shapes are those that transformers builds from config.json.")
+    return tensor_table({PLANNED: planned_header(read_planned(folder))}, read_config(folder), is_tied)
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives; where it cannot, a printed sentence says why, and the answer is None.
+
+    For a page that goes on without what a model has not: a tokenizer, weights. An argument that is None was skipped
+    before and has been told, so this is skipped in silence.
+    """
+    if any(argument is None for argument in arguments):
+        return None
+    try:
+        return function(*arguments)
+    except ModelError as error:
+        print(f"Skipped: {error}")
+        return None
+
+
+def run_folder(model: str | Path) -> Path:
+    """Where a run on this model saves what it makes: runs/<model name>/ in the current folder."""
+    return RUNS / run_name(Path(model) if hub_id_of(model) is None else str(model))
+
+
+def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:
+    """The file of the data set, the project's own without one; None where the model has no tokenizer to read it with.
+
+    A sentence says so, and plans then take texts of one length. Raises ModelError where there is no such file.
+    """
+    place = Path(data).expanduser() if data else example_data()
+    if not place.is_file():
+        raise ModelError(f"There is no file {visible(str(place))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
+    if only_described(local_folder(model)):
+        print("There is no tokenizer to read the data with: every text is taken to be TOKENS long.")
+        return None
+    return place
+
+
 def check_model(model: str | Path) -> pd.DataFrame:
     """Every number that the folder states twice, compared; one row each.
 
@@ -101,7 +150,7 @@ def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
     (tokens), `tied`, and of each component its `..._share` of 0 to 1.
     """
     models = [models] if isinstance(models, str | Path) else list(models)
-    return model_table([(model, folder_of(model), read_tensors(model)) for model in models])
+    return model_table([(model, folder_of(model), list_tensors(model)) for model in models])
 
 
 def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
@@ -112,8 +161,8 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
     An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
     """
     folder = local_folder(model)
-    if hub_id_of(model) and not is_complete(folder):
-        print(f"Skipped: the weights of {model} are not on this disk, only its headers were read.")
+    if (hub_id_of(model) and not is_complete(folder)) or only_described(folder):
+        print(f"Skipped: the weights of {folder.name} are not on this disk.")
         return []
     devices = available_devices()
     if device == "accelerator" and len(devices) == 1:
@@ -127,7 +176,8 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
 
     `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
     """
-    more, files, tensors = dict(more or {}), list_files(model), read_tensors(model)
+    more = {name: table for name, table in (more or {}).items() if table is not None}  # None: it was skipped
+    files, tensors = list_files(model), read_tensors(model)
     tables = {"model": model_table([(model, folder_of(model), tensors)]), "files": files}
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
     tables |= {"checks": check_model(model), "tokenizer": describe_tokenizer(model), **more}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelWarning, visible
-from base_model.architecture.config import read_architecture
+from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.read.folder import file_sizes, read_config, readable_headers
+from base_model.read.headers import Header
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+PLANNED = "planned"  # stands for the file of tensors that no file holds
 UNSTATED = "bfloat16"  # of a model with neither: what most of those of the last years are published in
 
 
@@ -22,6 +24,18 @@ def read_planned(folder: Path) -> Any:
     if config.dtype is None:
         config.dtype = _stored(folder) or _of_the_text(folder) or _assumed(folder)
     return config
+
+
+def planned_header(config: Any) -> Header:
+    """The tensors of a config's model as one safetensors file would list them, tied ones once; no file is there."""
+    codes = {name: code for code, name in STORED.items()}
+    stored = dict(skeleton_of(config).named_parameters())
+    tensors = stored.values()
+    return Header(
+        path=Path(PLANNED), names=list(stored), dtypes=[codes[str(one.dtype).split(".")[-1]] for one in tensors],
+        shapes=[tuple(one.shape) for one in tensors], elements=[one.numel() for one in tensors],
+        sizes=[one.nbytes for one in tensors], header_bytes=0, file_bytes=0,
+    )  # fmt: skip
 
 
 def _stored(folder: Path) -> str | None:

@@ -4,9 +4,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from base_model import ModelError
+from base_model import ModelError, visible
 from base_model.hub import access, download
-from base_model.hub.locate import NEXT_STEP, hint_at_spelling, hub_id_of, is_complete, local_folder, nearest
+from base_model.hub.locate import (
+    NEXT_STEP,
+    hint_at_spelling,
+    hub_id_of,
+    is_complete,
+    local_folder,
+    nearest,
+    only_described,
+)
 from base_model.read.folder import completeness, is_folder
 
 
@@ -41,21 +49,32 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     return target
 
 
-def open_model(model: str | Path, download_it: bool = True) -> Path | str:
+def open_model(model: str | Path, download_it: bool | str = True) -> Path | str:
     """What the other functions should read: the complete local folder, downloaded if it must be and may be.
 
-    Without a download, or the disk space for one, the Hub id itself, which is then read over the network; a sentence
-    says so. Raises ModelError as `fetch_model` does.
+    Without a download (False, "no"), or the disk space for one, the Hub id itself, which is then read over the network;
+    and of a folder without weights, its config.json. A sentence says so. Raises ModelError as `fetch_model` does.
     """
-    hub_id = hub_id_of(model)
-    reason = "no download was wished"
-    if download_it or hub_id is None or is_complete(local_folder(model)):
+    hub_id, folder, wanted = hub_id_of(model), local_folder(model), is_yes(download_it)
+    if hub_id is None and only_described(folder):
+        print(f"{folder.name} has a config.json but no weights. What needs weights is skipped.")
+        return folder
+    reason = "DOWNLOAD is no"
+    if wanted or hub_id is None or is_complete(folder):
         try:
             return fetch_model(model)
         except download.NoSpaceError as error:
             reason = str(error)
     print(f"{model} is read over the network, headers only ({reason}). What needs weights is skipped.")
     return str(model)
+
+
+def is_yes(answer: bool | str) -> bool:
+    """Yes or no, as a command line or papermill writes it: "no", "False", "0", True. Raises ModelError."""
+    word = str(answer).strip().lower()
+    if word not in ("yes", "true", "1", "no", "false", "0"):
+        raise ModelError(f'DOWNLOAD is "yes" or "no", not {visible(repr(answer))}.')
+    return word in ("yes", "true", "1")
 
 
 def hub_facts(model: str) -> pd.DataFrame:

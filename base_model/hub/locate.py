@@ -1,6 +1,7 @@
 """Where a model is: a folder on this disk, found complete, or a Hub id to be read over the network."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from base_model.hub import access, remote
 from base_model.read.folder import completeness, explain_absence, is_file, is_folder, names_in
 from base_model.read.headers import Header
 
+WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|index\.json)$|\.safetensors\.")
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Models lie beside model_tools.py; where that is installed among other packages, in the current folder.
 HERE = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
@@ -39,6 +41,11 @@ def local_folder(model: str | Path) -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether a folder can be loaded: config.json, a tokenizer, every shard at its full length."""
     return is_folder(folder) and not completeness(folder).missing
+
+
+def only_described(folder: Path) -> bool:
+    """Whether a folder has a config.json and no weights, not even an index that promises some."""
+    return is_file(folder / "config.json") and not any(WEIGHTS.search(name) for name in names_in(folder))
 
 
 def nearest(folder: Path) -> str:

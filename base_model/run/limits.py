@@ -94,7 +94,9 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     device, dtype = place
     bandwidth, width = group["bandwidth_gib_s"].iloc[0], getattr(torch, dtype).itemsize
     models = " and ".join(f"{bandwidth * 2**30 / (count * width):.2g} for {name}" for name, count in SIZES.items())
+    low, high = (f"{share:.0%}" for share in (group["share"].min(), group["share"].max()))
+    reach = low if low == high else f"{low} to {high}"
     return (
-        f"On {device} these runs reach {group['share'].min():.0%} to {group['share'].max():.0%} of the limit that a "
-        f"bandwidth of {bandwidth:.3g} GiB/s sets. In {dtype} this limit is {models} parameters, in tokens/s."
+        f"On {device} the runs reach {reach} of the limit that {bandwidth:.3g} GiB/s of memory bandwidth set. "
+        f"In {dtype} that limit is {models} parameters, in tokens/s."
     )

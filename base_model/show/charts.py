@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: distinct for colour-blind readers and in print. One colour per component, everywhere.
 COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True))
+# Paul Tol's muted scheme, of which no colour is one of a component: one per kind of method; QLoRA's name holds LoRA's.
+METHOD_COLOURS = {"full": "#882255", "QLoRA": "#332288", "DoRA": "#44AA99", "LoRA": "#117733", "IA-3": "#999933"}
+CARDS = (8, 12, 16, 24, 48, 80)  # GiB of common cards
+PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # lets no line cross a label
 NEUTRAL = "#56B4E9"  # where components play no part
 NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
 MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
@@ -64,7 +68,27 @@ def first_rows(table: pd.DataFrame, ax: "Axes") -> pd.DataFrame:
 
 def title(ax: "Axes", words: str) -> None:
     """What the chart says, in one line, which is its text for whoever cannot see it."""
-    ax.set_title(words, loc="left", pad=12)
+    ax.set_title(words, loc="left", pad=12, fontweight="bold")
+
+
+def subtitle(ax: "Axes", words: str) -> None:
+    """What is drawn, in a line of its own below the title, which moves up for it."""
+    ax.set_title(ax.get_title(loc="left"), loc="left", pad=28, fontweight="bold")
+    place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    ax.annotate(words, (0, 1), xytext=(0, 14), fontsize=9, color="#555555", gid="subtitle", **place)
+
+
+def mark_cards(ax: "Axes", across: bool = False) -> None:
+    """Thin lines at the memory of common cards, as far as the axis of GiB reaches; `across`: that is the y axis."""
+    low, high = ax.get_ylim() if across else ax.get_xlim()
+    draw = ax.axhline if across else ax.axvline
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#777777", "gid": "card"}
+    style |= {"xycoords": ("axes fraction", "data") if across else ("data", "axes fraction")}
+    for card in CARDS:
+        if low < card <= high:
+            draw(card, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
+            place, shift, align = ((0, card), (3, 2), "left") if across else ((card, 1), (0, 2), "center")
+            ax.annotate(f"{card} GiB", place, xytext=shift, ha=align, **style)
 
 
 def _layers_in_words(layers: pd.Series) -> str:
@@ -97,7 +121,7 @@ def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None
     """Write each bar's figure at its end, and widen the axis so that the longest fits."""
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
-        ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center")
+        ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", bbox=PLATE)
     name = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
     width = 8.6 - 0.08 * min(name, 60)  # inches for bars and labels, by how wide a letter is
     share = (0.15 + 0.072 * max(map(len, labels), default=0)) / width
@@ -116,8 +140,8 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, drawn["file"])
     label_bars(ax, sizes, map(format_bytes, drawn["size"]))
     weights = files.loc[files["parameters"].notna(), "size"].sum() / max(files["size"].sum(), 1)
-    words = f"Storage: {format_bytes(files['size'].sum())} in {len(files)} files, {format_share(weights)} of it weights"
-    title(ax, words)
+    title(ax, f"Weights take {format_share(weights)} of {format_bytes(files['size'].sum())}")
+    subtitle(ax, f"The size of every file, largest first: {len(files):,} in all")
     ax.set(xlabel=f"size ({unit})")
     return ax
 
@@ -126,13 +150,14 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
     table = _by_component(tensors, "file")
     ax = new_axes(ax, 2 + rows_height(len(table), 0.5))
-    whole, table = table.to_numpy().sum(), first_rows(table, ax)
+    whole, rows, table = table.to_numpy().sum(), len(table), first_rows(table, ax)
     totals = table.sum(axis=1)
     unit, scale = _unit(totals.max())
     _stack(ax.barh, range(len(table)), table / scale, "left")
     name_rows(ax, table.index)
     label_bars(ax, totals / scale, map(format_count, totals))
-    title(ax, f"Parameters per file: {format_count(whole)} in all")
+    title(ax, f"{format_count(whole)} parameters in {rows:,} file{'s' * (rows != 1)}")
+    subtitle(ax, "Parameters of each weight file, by component")
     ax.set(xlabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -148,8 +173,10 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     shares = totals / max(totals.sum(), 1)
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
     label_bars(ax, totals / scale, labels)
-    largest = ", ".join(f"{name} {format_share(share)}" for name, share in shares.head(3).items())
-    title(ax, f"Parameters by component: {largest}")
+    title(
+        ax, f"Of all parameters, {format_share(shares.iloc[0])} are {shares.index[0]}" if len(shares) else "No tensors"
+    )
+    subtitle(ax, "Parameters by component, largest first")
     ax.set(xlabel=f"parameters ({unit})")
     return ax
 
@@ -167,7 +194,9 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
     ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
-    title(ax, f"Parameters by layer: {_layers_in_words(layers.drop(outside, errors='ignore').sum(axis=1))}")
+    words = _layers_in_words(layers.drop(outside, errors="ignore").sum(axis=1))
+    title(ax, words[:1].upper() + words[1:])
+    subtitle(ax, "Parameters of each layer, and of what is in none, by component")
     ax.set(xlabel="layer", ylabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -185,11 +214,19 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, table.index)
     sizes = zip(table["parameters"], table["bytes"], strict=True)
     label_bars(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
-    least, most = format_count(models["parameters"].min()), format_count(models["parameters"].max())
-    title(ax, f"Parameters of {len(models)} models: {least} to {most}" if len(models) > 1 else f"Parameters: {most}")
+    title(ax, _largest_model(models))
+    subtitle(ax, "Parameters of each model, by component, and what its weights take on the disk")
     ax.set(xlabel=f"parameters ({unit})")
     legend(ax)
     return ax
+
+
+def _largest_model(models: pd.DataFrame) -> str:
+    counts = models["parameters"].sort_values(kind="stable")
+    if len(counts) < 2 or not counts.iloc[0]:
+        return f"{format_count(counts.max())} parameters" if len(counts) else "No models"
+    times = f"{counts.iloc[-1] / counts.iloc[0]:.1f} times as many parameters as"
+    return f"{visible(str(counts.index[-1]))} has {times} {visible(str(counts.index[0]))}"
 
 
 def _by_component(tensors: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """The tables of the plans to Axes, in the style of `charts`: memory against context, adapters, training, insertion."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share
+from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
+from base_model.show.answer_charts import DARK, method_colour, spread
 from base_model.show.charts import (
     COLOURS,
     MOST_ROWS,
@@ -13,9 +15,11 @@ from base_model.show.charts import (
     first_rows,
     label_bars,
     legend,
+    mark_cards,
     name_rows,
     new_axes,
     rows_height,
+    subtitle,
     title,
 )
 
@@ -25,11 +29,13 @@ if TYPE_CHECKING:
 GIB = 2**30
 MOST_LINES, MOST_TICKS = 12, 16  # as many as can be told apart, and as many as have room
 OUTSIDE = -3  # the place of what is in no layer, clear of layer 0
-PRECISION_COLOURS = {"float32": "#D55E00", "bfloat16": "#0072B2", "int8": "#009E73", "nf4": "#CC79A7"}
-# The parts of training memory, as they are stacked; the embedding keeps its colour of the other charts.
+# One hue, the lighter the fewer bits; no colour of a component or a method.
+PRECISION_COLOURS = {"float32": "#08306B", "bfloat16": "#2171B5", "int8": "#6BAED6", "nf4": "#9ECAE1"}
+# The parts of training memory, as they are stacked. The embedding keeps its colour of the other charts; the logits have
+# that of the head, which makes them.
 PARTS = {
-    "embedding": COLOURS["embedding"], "other weights": "#999999", "adapter": "#CC79A7", "gradients": "#F0E442",
-    "optimizer": "#E69F00", "activations": "#56B4E9", "logits": "#D55E00", "temporary": "#666666",
+    "embedding": COLOURS["embedding"], "other weights": COLOURS["other"], "adapter": "#AA4499", "gradients": "#F0E442",
+    "optimizer": "#8C564B", "activations": "#88CCEE", "logits": COLOURS["head"], "temporary": "#555555",
 }  # fmt: skip
 
 
@@ -39,7 +45,7 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     plan = drawable(plan, "plan_inference", *columns)
     if plan.empty:
         raise ModelError("This table has no rows to draw. Give the table of `plan_inference`.")
-    ax = new_axes(ax, 4.4)
+    ax = new_axes(ax, 4.6)
     for precision, rows in list(plan.groupby("precision", sort=False))[:MOST_LINES]:
         known = rows.dropna(subset="total_bytes")
         totals = known["total_bytes"].astype(float) / GIB
@@ -47,22 +53,48 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
         ax.plot(known["context"], totals, marker="o", **style)
     usable = plan["usable_bytes"].iloc[0]
     limit = f"free on {plan['device'].iloc[0]}: {format_bytes(usable)}"
-    ax.axhline(usable / GIB, color="#444444", linestyle="--", label=limit)
+    ax.axhline(usable / GIB, color=DARK, linestyle="--", label=limit)
     contexts = sorted(plan["context"].unique())
-    contexts = contexts[:: -(-len(contexts) // MOST_TICKS)]
+    _log_axes(ax, contexts[:: -(-len(contexts) // MOST_TICKS)])
+    _name_lines(ax)
+    mark_cards(ax, across=True)
+    title(ax, longest_in_words(plan))
+    subtitle(ax, "Memory to run it, weights and KV cache, by the length of the text; one line per precision")
+    ax.set(xlabel="context (tokens, log scale)", ylabel="memory (GiB, log scale)")
+    return ax
+
+
+def longest_in_words(plan: pd.DataFrame) -> str:
+    """The finding of `plan_inference`: how long a text may be, in which precision."""
+    rows = plan.drop_duplicates("precision").dropna(subset="usable_bytes")
+    rows = rows.dropna(subset="largest_context") if "largest_context" in rows else rows.head(0)
+    fits = rows[rows["largest_context"].astype("Float64") > 0] if len(rows) else rows
+    if fits.empty:
+        return "The model does not fit here" if len(rows) else "Memory to run the model"
+    best = fits.iloc[0]
+    every = "every precision" if len(fits) == len(rows) > 1 else f"{best['precision']}"
+    least = int(fits["largest_context"].min()) if len(fits) == len(rows) else int(best["largest_context"])
+    return f"In {every}, texts of {least:,} tokens fit"
+
+
+def _log_axes(ax: "Axes", contexts: list[Any]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{tokens:,}" for tokens in contexts])
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
-    weights = plan.drop_duplicates("precision")["weights_bytes"]
-    title(
-        ax,
-        f"Memory to run: weights of {format_bytes(weights.min())} to {format_bytes(weights.max())}, and the KV cache",
-    )
-    ax.set(xlabel="context (tokens, log scale)", ylabel="memory (GiB, log scale)")
-    legend(ax)
-    return ax
+
+
+def _name_lines(ax: "Axes") -> None:
+    """Each line's name beside its right end, kept apart; that of the limit, which runs across, above it."""
+    low, high = (math.log(end) for end in ax.get_ylim())
+    *lines, limit = ((str(line.get_label()), list(map(float, line.get_ydata()))) for line in ax.get_lines())  # type: ignore[arg-type]
+    ends = sorted((heights[-1], name) for name, heights in lines if heights)
+    places = spread([(math.log(end) - low) / (high - low) for end, _ in ends], 0.06)
+    for (_, name), place in zip(ends, places, strict=True):
+        ax.annotate(name, (1.02, place), xycoords="axes fraction", va="center", annotation_clip=False)
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    ax.annotate(limit[0], (0.12, limit[1][0]), xytext=(0, 4), **beside)
 
 
 def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -71,13 +103,22 @@ def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax = new_axes(ax, 1.4 + rows_height(len(whole), 0.45))
     plan = first_rows(whole, ax)
     trainable = plan["trainable"].astype("Float64").fillna(0).astype(float) / 1e6
-    ax.barh(range(len(plan)), trainable, color=NEUTRAL)
+    ax.barh(range(len(plan)), trainable, color=[method_colour(name) for name in plan["adapter"]])
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
-    known = whole["trainable"].dropna()
-    title(ax, f"Trainable parameters: {known.min():,} to {known.max():,}" if len(known) else "Trainable parameters")
+    title(ax, _fewest(whole))
+    subtitle(ax, "Trainable parameters of each adapter, their share of all, and the file that it is saved in")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
+
+
+def _fewest(plan: pd.DataFrame) -> str:
+    known = plan.dropna(subset="trainable").sort_values("trainable", kind="stable")
+    if len(known) < 2 or not known["trainable"].iloc[0]:
+        return "Trainable parameters"
+    few, most = known.iloc[0], known.iloc[-1]
+    times = most["trainable"] / few["trainable"]
+    return f"{visible(few['adapter'])} trains {times:,.0f} times fewer parameters than {visible(most['adapter'])}"
 
 
 def _adapter_label(row: Any) -> str:
@@ -102,13 +143,22 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, plan["method"] if "method" in plan else ["step"] * len(plan))
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
     label_bars(ax, sizes["peak_bytes"], labels)
-    peaks = whole["peak_bytes"].dropna()
-    ends = f": {format_bytes(peaks.min())} to {format_bytes(peaks.max())}" if len(peaks) else ""
-    size = f", {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan else ""
-    title(ax, f"Peak of a training step{size}{ends}")
+    mark_cards(ax)
+    size = f", {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan and len(plan) else ""
+    title(ax, _lightest(whole))
+    subtitle(ax, f"What is in memory at the fullest moment of a training step{size}")
     ax.set(xlabel="memory (GiB)")
     legend(ax)
     return ax
+
+
+def _lightest(plan: pd.DataFrame) -> str:
+    known = plan.dropna(subset="peak_bytes").sort_values("peak_bytes", kind="stable")
+    if len(known) < 2 or "method" not in known:
+        return "Memory of a training step"
+    low, high = known.iloc[0], known.iloc[-1]
+    least = f"{visible(low['method'])} takes least, {format_bytes(low['peak_bytes'])}"
+    return f"{least}; {visible(high['method'])} {high['peak_bytes'] / max(low['peak_bytes'], 1):.1f} times that"
 
 
 def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -178,13 +228,22 @@ def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     label_bars(ax, peaks, [_change_label(row) for row in ladder.itertuples()])
     known = ladder["difference_bytes"].dropna()
     best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
-    title(ax, f"{str(best).capitalize()} saves most" if best else "What each change brings")
+    mark_cards(ax)
+    title(ax, f"{_capital(best)} saves most" if best else "No change saves memory")
+    subtitle(ax, "The peak of a training step from TRL's defaults on, one change per bar")
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
+
+
+def _capital(words: Any) -> str:
+    """With a capital at the beginning, and the others as they are: `Half the length`, `4 bits (QLoRA)`."""
+    return str(words)[:1].upper() + str(words)[1:]
 
 
 def _change_label(row: Any) -> str:
     if pd.isna(row.peak_bytes):
         return "n/a"
+    if pd.isna(row.difference_bytes):
+        return format_bytes(row.peak_bytes)
     sign, difference = ("+" if row.difference_bytes > 0 else "-"), format_bytes(abs(row.difference_bytes))
     return format_bytes(row.peak_bytes) + (f" ({sign}{difference})" if row.difference_bytes else "")

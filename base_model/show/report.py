@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, format_bytes, visible
+from base_model.show.answer_charts import plot_gpus, plot_recommendation
 from base_model.show.charts import picture, plot_components, plot_layers, plot_parameters, plot_storage
-from base_model.show.plan_charts import plot_adapters, plot_memory, plot_training
+from base_model.show.plan_charts import plot_adapters, plot_ladder, plot_memory, plot_training
 from base_model.show.run_charts import plot_limits, plot_runs
 from base_model.show.saving import in_home, reason, write_whole
 from base_model.show.words import compare_runs, escape, markdown_table, takeaways
@@ -32,9 +33,12 @@ UNITS = {
 RENAMED = {"size": "size_bytes"}  # the unit in the name, for readers who have only the file
 PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "peft", "bitsandbytes", "pandas", "matplotlib")
 OF_TABLES = {  # those that have a chart and a takeaway of their own
+    "recommendation": ("recommendation.png", plot_recommendation),
     "inference": ("memory.png", plot_memory),
     "adapters": ("adapters.png", plot_adapters),
     "training": ("training.png", plot_training),
+    "ladder": ("ladder.png", plot_ladder),
+    "gpus": ("gpus.png", plot_gpus),
     "limits": ("speed-limit.png", plot_limits),
 }
 MAX_BYTES = 50_000_000  # of one file of a report; those of the largest models have some hundred kilobytes

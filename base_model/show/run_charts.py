@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import format_share
+from base_model import ModelError, format_share
 from base_model.show.charts import (
     NEUTRAL,
     drawable,
@@ -14,6 +14,7 @@ from base_model.show.charts import (
     name_rows,
     new_axes,
     rows_height,
+    subtitle,
     title,
 )
 
@@ -27,12 +28,22 @@ def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax = new_axes(ax, 1.6 + rows_height(len(table), 0.45))
     table = first_rows(table, ax)
     speeds = table["tokens_per_s"].fillna(0)
-    ax.barh(range(len(table)), speeds, color=NEUTRAL)
+    half = speeds * (table["spread"].fillna(0) if "spread" in table else 0) / 2
+    ax.barh(range(len(table)), speeds, color=NEUTRAL, xerr=half, ecolor="#444444", capsize=3)
     name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
-    label_bars(ax, speeds, [_run_label(run) for run in table.itertuples()])
-    title(ax, "Speed: decoding, and the wait for the first token")
+    label_bars(ax, speeds + half, [_run_label(run) for run in table.itertuples()])
+    title(ax, _fastest(table))
+    subtitle(ax, "Decoding speed of each run, with the wait for the first token; whiskers span the repeated runs")
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax
+
+
+def _fastest(table: pd.DataFrame) -> str:
+    known = table.dropna(subset="tokens_per_s").sort_values("tokens_per_s", ascending=False, kind="stable")
+    if known.empty:
+        return "No speed was measured"
+    best = known.iloc[0]
+    return f"{best['method']} on {best['device']}: {best['tokens_per_s']:.3g} tokens/s"
 
 
 def _run_label(run: Any) -> str:
@@ -45,6 +56,8 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the decoding speed of each run of `speed_limit` inside the speed that memory bandwidth allows."""
     columns = ("method", "device", "dtype", "tokens_per_s", "limit_tokens_per_s", "share")
     limits = drawable(limits, "speed_limit", *columns)
+    if limits.empty:
+        raise ModelError("No run was timed, so that there is no limit to draw.")
     ax = new_axes(ax, 2 + rows_height(len(limits), 0.45))
     limits = first_rows(limits, ax)
     speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)
@@ -52,7 +65,9 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.barh(range(len(limits)), speeds, height=0.5, color=NEUTRAL, label="measured")
     name_rows(ax, limits["method"] + ", " + limits["device"] + ", " + limits["dtype"])
     label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
-    title(ax, "Decoding speed, and its limit")
+    shares = limits["share"].dropna()
+    title(ax, f"Decoding reaches {shares.max():.0%} of what memory allows" if len(shares) else "No limit is known")
+    subtitle(ax, "Tokens per second of each run, and as many as the memory's bandwidth could feed")
     ax.set(xlabel="decoding speed (tokens/s)")
     legend(ax)
     return ax

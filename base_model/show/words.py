@@ -1,20 +1,25 @@
 """Numbers to words: tables for people, the README's table, and what a run has shown."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from base_model import format_bytes, format_count, format_share, visible
+from base_model.plan.machine import this_machine
 from base_model.run.timing import Generation
+from base_model.show.sentences import in_words
 
 RUN_COLUMNS = (
     "method", "device", "dtype", "prompt_tokens", "new_tokens", "runs", "first_token_s", "prefill_tokens_per_s",
     "tokens_per_s", "spread", "total_s",
 )  # fmt: skip
 CONDITIONS = ("device", "dtype", "attention", "threads", "kernel", "load_first_token_s", "peak_bytes")
+CHOICES = ("MODEL", "GPU", "DATA", "TOKENS", "BATCH", "PROMPT", "MAX_NEW_TOKENS", "DOWNLOAD")  # of the notebook
 SHOWN_ROWS = 40
 PACKAGES = ("torch", "transformers")
 
@@ -32,6 +37,16 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
     same = [run.token_ids == first[run.device] if run.token_ids or not run.new_tokens else pd.NA for run in runs]
     table["same_tokens"] = pd.Series(same, dtype="boolean")
     return table
+
+
+def this_run(model: str | Path, gpu: str | None = None) -> str:
+    """Which model this run is about, for which card, and which of the notebook's choices the environment has made."""
+    machine = this_machine().iloc[-1]
+    memory = format_bytes(int(machine["total_bytes"]))
+    place = gpu or f"this machine's {machine['device']} ({visible(str(machine['name']))}, {memory})"
+    set_there = ", ".join(name for name in CHOICES if os.environ.get(name))
+    origin = f"Set in the environment: {set_there}." if set_there else "All choices are the page's own."
+    return f"This run: {visible(Path(model).name)}\nPlanned for {place}. {origin}"
 
 
 def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
@@ -117,13 +132,14 @@ class Shown:
         return self.markdown
 
 
-def show(what: pd.DataFrame | str) -> Shown:
+def show(what: pd.DataFrame | str | None) -> Shown:
     """For the last line of a cell: a table for people, numbers to the right, no cell cut off; or Markdown as text.
 
-    Of a long table, a checkpoint of hundreds of shards, the first 40 rows, and how many more there are.
+    Of a long table, a checkpoint of hundreds of shards, the first 40 rows, and how many more there are. Nothing for
+    None, which stands for what was skipped.
     """
-    if isinstance(what, str):
-        return Shown(what)
+    if what is None or isinstance(what, str):
+        return Shown(what or "")
     more = len(what) - SHOWN_ROWS
     rest = f"\n\n... and {more:,} more rows." if more > 0 else ""
     return Shown(markdown_table(what.head(SHOWN_ROWS)) + rest)
@@ -174,18 +190,24 @@ def takeaways(
     adapters: pd.DataFrame | None = None,
     training: pd.DataFrame | None = None,
     models: pd.DataFrame | None = None,
+    recommendation: pd.DataFrame | None = None,
+    ladder: pd.DataFrame | None = None,
+    gpus: pd.DataFrame | None = None,
 ) -> str:
     """What this page has shown, as a Markdown list, from the tables of `list_files`, `read_tensors`, `compare_runs`.
 
-    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters`, `compare_training` and
-    `compare_models`, whose first row is this model.
+    And, where they are given, of `speed_limit`, `plan_inference`, `plan_adapters`, `compare_training`,
+    `compare_models`, whose first row is this model, `recommend`, `training_ladder` and `compare_gpus`.
     """
-    points = [_on_storage(files), _on_parameters(tensors)]
+    points = [] if recommendation is None else [f"**The answer.** {escape(in_words(recommendation))}"]
+    points += [_on_storage(files), _on_parameters(tensors)]
     points += [] if models is None else _on_experts(models, tensors)
     points += [_on_components(tensors), _on_layers(tensors)]
     points += [] if inference is None else [_on_memory(inference)]
     points += [] if adapters is None else [_on_adapters(adapters)]
     points += [] if training is None else [_on_training(training)]
+    points += [] if ladder is None else [f"**Each knob.** {escape(in_words(ladder))}"]
+    points += [] if gpus is None else [f"**How long.** {escape(in_words(gpus))}"]
     points += [_on_device(str(device), group) for device, group in runs.groupby("device", sort=False)]
     if runs["tokens_per_s"].notna().any():
         points.append(_on_fastest(runs))

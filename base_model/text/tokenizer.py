@@ -183,7 +183,9 @@ def _padding(tokenizer: Any, stated: dict[str, list[int]]) -> str:
 def _per_word(tokenizer: Any, text: str) -> str:
     tokens, words = len(split(tokenizer, text)), len(text.split())
     of = "of a fixed English sample" if text == SAMPLE else "of the text given"
-    return f"{tokens / words:.2f} ({tokens:,} for {words:,} words {of})" if words else "no words given"
+    return (
+        f"{tokens / words:.2f} ({tokens:,} for {words:,} word{'s' * (words != 1)} {of})" if words else "no words given"
+    )
 
 
 def _special(tokenizer: Any, role: str) -> str:

@@ -1,5 +1,6 @@
 """TRL's own run, method by method and knob by knob: what each brings in memory."""
 
+import warnings
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     The parts are as they are at the peak, so that they add up to it. A method that cannot be measured for this
     architecture has <NA>, and its `note` says why; of one that can, how.
     """
+    from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm.auto import tqdm
 
     require_whole("tokens", tokens, least=2)
@@ -36,7 +38,9 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     ]
     tried = [(*method, checkpointing) for checkpointing in (False, True) for method in methods]
     rows = []
-    for name, adapter, packed, checkpointing in tqdm(tried, desc="Planning", delay=3, leave=False):
+    for name, adapter, packed, checkpointing in tqdm(
+        tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
+    ):
         arguments = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
         named = name + (", checkpointing" if checkpointing else "")
         rows.append([named, batch, tokens, *at_peak(config, arguments, adapter, packed, tokens)])
@@ -56,6 +60,7 @@ def at_peak(config: Any, args: Any, adapter: Any, packing: Any, tokens: int) -> 
 
 def ladder(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     """One change per row, from TRL's defaults on, in `LADDER_COLUMNS`; `difference_bytes` is against the first row."""
+    from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm.auto import tqdm
 
     require_whole("tokens", tokens, least=4)  # it is halved
@@ -63,7 +68,7 @@ def ladder(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     rows = [
         [change, size, length, *at_peak(config, args, adapter, packed, length)]
         for change, size, length, args, adapter, packed in tqdm(
-            _changes(config, tokens, batch), desc="Planning", delay=3, leave=False
+            _changes(config, tokens, batch), desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
         )
     ]
     table = pd.DataFrame(rows, columns=[name for name in LADDER_COLUMNS if name != "difference_bytes"])
@@ -96,9 +101,11 @@ def _hf(batch: int) -> Any:
     """HF's own Trainer with the settings that TRL's has by default; for a card, though it is built without one."""
     from transformers import TrainingArguments
 
-    args = TrainingArguments(
-        output_dir="unused", use_cpu=True, bf16=True, gradient_checkpointing=True, optim="adamw_torch_fused",
-        per_device_train_batch_size=batch, report_to=[],
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a new name that older versions do not know
+        args = TrainingArguments(
+            output_dir="unused", use_cpu=True, bf16=True, gradient_checkpointing=True, optim="adamw_torch_fused",
+            per_device_train_batch_size=batch, report_to=[],
+        )  # fmt: skip
     args.use_cpu = False
     return args

@@ -17,6 +17,7 @@ from base_model.train import loop, script, time, trial
 from base_model.train import recommend as search
 from base_model.train import settings as choices
 from base_model.train import trainer as trainers
+from base_model.train.cards import COMMON, cards_table
 
 
 def _config(model: str | Path) -> Any:
@@ -157,6 +158,15 @@ def plan_time(
     )
 
 
+def compare_gpus(model: str | Path, gpus: Iterable[str] = COMMON, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
+    """One step of TRL's defaults, LoRA on all linear layers, on several cards of `gpus`: planned once, timed on each.
+
+    Columns: `gpu`, `memory_bytes` (as sold), `peak_bytes`, `verdict` (fits, tight, does not fit), those of `plan_time`,
+    `hours_per_million` (tokens). Raises ModelError for a card that is not known.
+    """
+    return cards_table(_config(model), list(gpus), tokens, batch)
+
+
 def recommend(
     model: str | Path,
     gpu: str | None = None,
@@ -174,7 +184,7 @@ def recommend(
     `tokens` (of the longest text), `peak_bytes`, `share` (of what the place has, with what an allocator reserves),
     `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
     (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
-    `devices`.
+    `devices`, `least_bytes` (the peak at batch 1, along a line through models of a few layers).
     What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others;
     then the faster. An interrupted search keeps what it has found. Raises ModelError.
     """

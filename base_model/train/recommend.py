@@ -24,8 +24,9 @@ from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 COLUMNS = (
     "method", "checkpointing", "batch", "tokens", "peak_bytes", "share", "verdict", "hours_low", "hours_high",
-    "accuracy", "why", "longest", "tokens_per_s", "devices",
+    "accuracy", "why", "longest", "tokens_per_s", "devices", "least_bytes",
 )  # fmt: skip
+WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
 RULE = (
     "What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others; "
     "then the faster."
@@ -107,6 +108,7 @@ def recommend(
     `tokens` is the longest text; `epoch` gives the tokens of one epoch, padding included, at a batch size, where there
     is data. An interrupt keeps what was found.
     """
+    from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm.auto import tqdm
 
     require_whole("tokens", tokens, least=2)
@@ -114,7 +116,9 @@ def recommend(
     tried = [(method, checkpointing) for method in METHODS for checkpointing in (True, False)]
     rows = []
     try:
-        for method, checkpointing in tqdm(tried, desc="Planning", delay=3, leave=False):
+        for method, checkpointing in tqdm(
+            tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
+        ):
             search = Search(config, place, method, checkpointing, tokens, devices)
             rows.append(row_of(search, epoch))
     except KeyboardInterrupt:
@@ -122,7 +126,7 @@ def recommend(
             raise
         warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = ranked(table.astype({"batch": "Int64", "peak_bytes": "Int64", "longest": "Int64", "accuracy": "Float64"}))
+    table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
     if not table["verdict"].isin(["fits", "tight"]).any() and (table["verdict"] == "does not fit").any():
         table.loc[0, "why"] = f"{table.loc[0, 'why']} {_nearest(config, place, table.loc[0])}"
     return table
@@ -208,37 +212,44 @@ def needed(peak: float, reserved: float = RESERVED) -> float:
     return peak * reserved
 
 
+def verdict_of(peak: float, usable: int) -> str:
+    """Whether a card of so many usable bytes has what a step of this allocated peak needs."""
+    if needed(peak, RESERVED_AT_BEST) > usable:
+        return "does not fit"
+    return "fits" if needed(peak) <= usable else "tight"
+
+
 def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
     """The cells of `COLUMNS` for one search; an architecture that this method cannot be planned for says why."""
     try:
         found = largest(search)
     except ModelError as error:
         nothing = [pd.NA, search.tokens, pd.NA, float("nan"), "not planned", float("nan"), float("nan")]
-        return _cells(search, nothing, str(error), pd.NA, float("nan"))
-    batch, step, slope, exact = found
-    verdict = "fits" if needed(step.peak) <= search.place.usable else "tight"
-    if needed(step.peak, RESERVED_AT_BEST) > search.place.usable:
-        verdict = "does not fit"
+        return _cells(search, nothing, str(error), pd.NA, float("nan"), pd.NA)
+    batch, step, slope, exact, least = found
+    verdict = verdict_of(step.peak, search.place.usable)
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
+    why = _why(search, step, verdict, exact)
     longest = pd.NA if verdict == "does not fit" else _longest(search, batch, step, slope)
-    return _cells(search, cells, _why(search, step, verdict, exact), longest, speed)
+    return _cells(search, cells, why, longest, speed, int(min(least, step.peak)))
 
 
-def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float) -> list[Any]:
+def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float, least: Any) -> list[Any]:
     accuracy = pd.NA if search.method.accuracy is None else search.method.accuracy
-    return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices]
+    return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices, least]
 
 
-def largest(search: Search) -> tuple[int, Step, float, bool]:
-    """The largest batch that fits, its step, the bytes of one text more, and whether the whole model was planned.
+def largest(search: Search) -> tuple[int, Step, float, bool, float]:
+    """The largest batch that fits, its step, the bytes of one text more, whether the whole model was planned, and the
+    peak with one text, along the line.
 
     One where none fits: proposed only, since it is no batch to run.
     """
     one, usable = search.proposed(1), search.place.usable
     if needed(one, RESERVED_AT_BEST) > usable:  # a lower bound, and too much already
-        return 1, Step(int(one), Counter(), search.place.half), float("inf"), False
+        return 1, Step(int(one), Counter(), search.place.half), float("inf"), False, one
     slope = max((search.proposed(FEW) - one) / (FEW - 1), 1.0)
     batch = _within(1 + int((usable / RESERVED - one) // slope))
     fitting: tuple[int, Step] | None = None
@@ -252,7 +263,7 @@ def largest(search: Search) -> tuple[int, Step, float, bool]:
             break
         batch = better
     batch, step = fitting or (batch, step)
-    return batch, step, slope, True
+    return batch, step, slope, True, one
 
 
 def _within(batch: int) -> int:

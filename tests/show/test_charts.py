@@ -15,7 +15,8 @@ from base_model.show.charts import COLOURS
 
 
 def texts(ax):
-    return [text.get_text() for text in ax.texts]
+    """What is written in the chart, but for the subtitle and the names of the cards' lines."""
+    return [text.get_text() for text in ax.texts if text.get_gid() is None]
 
 
 def rows(ax):
@@ -134,6 +135,8 @@ def long_tables(n):
     adapters = pd.DataFrame({"adapter": names, "trainable": index, "share": 0.1, "file_bytes": 9})
     training = pd.DataFrame({"method": names, "weights_bytes": index, "embedding_bytes": 0, "peak_bytes": index})
     plan = {"precision": names, "context": range(1, n + 1), "weights_bytes": G, "total_bytes": G, "usable_bytes": G}
+    cards = pd.DataFrame({"gpu": names, "verdict": "fits", "step_s": 1.0, "low_s": 0.75, "high_s": 1.25})
+    cards["hours_per_million"] = 1.0
     return {
         mt.plot_storage: [files],
         mt.plot_parameters: [tensors],
@@ -146,6 +149,7 @@ def long_tables(n):
         mt.plot_training: [training],
         mt.plot_memory: [pd.DataFrame(plan | {"device": "cpu"})],
         mt.plot_insertion: [tensors, tensors.assign(trainable=1)],
+        mt.plot_gpus: [cards],
     }
 
 
@@ -165,12 +169,13 @@ def test_ten_thousand_rows_are_drawn_in_seconds(plot, tmp_path):
 def test_a_title_tells_of_all_rows_and_not_only_of_those_drawn():
     tables = long_tables(MANY)
     whole = sum(range(MANY))
-    assert (
-        mt.plot_storage(*tables[mt.plot_storage]).get_title(loc="left").startswith("Storage: 47.68 MiB in 10000 files")
-    )
+    storage = mt.plot_storage(*tables[mt.plot_storage])
+    assert storage.get_title(loc="left").endswith("of 47.68 MiB")
+    assert "10,000 in all" in " ".join(text.get_text() for text in storage.texts)
     assert mt.format_count(whole) in mt.plot_parameters(*tables[mt.plot_parameters]).get_title(loc="left")
     assert "10000 layers of 0 to 9,999 each" in mt.plot_layers(*tables[mt.plot_layers]).get_title(loc="left")
-    assert "0 to 9,999" in mt.plot_adapters(*tables[mt.plot_adapters]).get_title(loc="left")
+    fewest = tables[mt.plot_adapters][0].assign(trainable=range(1, MANY + 1))
+    assert "10,000 times fewer" in mt.plot_adapters(fewest).get_title(loc="left")
 
 
 def test_a_layer_that_claims_to_be_the_billionth_takes_no_memory():
@@ -210,7 +215,7 @@ def test_a_column_of_words_where_numbers_belong_is_told(plot):
     first, *rest = long_tables(3)[plot]
     column = next(
         name
-        for name in ("size", "parameters", "tokens_per_s", "trainable", "peak_bytes", "total_bytes")
+        for name in ("size", "parameters", "tokens_per_s", "trainable", "peak_bytes", "total_bytes", "step_s")
         if name in first
     )
     with pytest.raises(mt.ModelError, match=f"Column {column} of this table holds no numbers"):
@@ -220,8 +225,8 @@ def test_a_column_of_words_where_numbers_belong_is_told(plot):
 @pytest.mark.parametrize("plot", long_tables(1))
 def test_a_table_without_rows_is_drawn_or_told(plot):
     tables = [table.head(0) for table in long_tables(1)[plot]]
-    if plot is mt.plot_memory:
-        with pytest.raises(mt.ModelError, match="no rows"):
+    if plot in (mt.plot_memory, mt.plot_limits):
+        with pytest.raises(mt.ModelError, match=r"no rows|No run was timed"):
             plot(*tables)
     else:
         plot(*tables).figure.canvas.draw()

@@ -150,7 +150,7 @@ def test_a_report_has_three_faces(toy, tmp_path, runs):
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# toy\n")
     assert all(f"]({name})" in text for name in [*charts, "speed.png", "storage-footprint.png"])
-    assert "![Storage: " in text
+    assert "![Weights take " in text
     assert "| parameters | 26,912 |" in text
     assert not plt.get_fignums()  # a notebook would show them below the cell
 

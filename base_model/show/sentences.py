@@ -1,0 +1,210 @@
+"""Each table read aloud: one sentence that says what this run has found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from base_model import ModelError, format_bytes, format_count, format_share
+from base_model.train.recommend import RULE
+
+RUNS = ("fits", "tight")
+HOUR, MINUTE = 3600, 60
+
+
+def in_words(table: pd.DataFrame | None) -> str:
+    """One or two sentences that read a table of this module, known by its columns; nothing where it was skipped.
+
+    Tables of `recommend`, `list_files`, `read_tensors`, `check_model`, `text_lengths`, `base_loss`, `plan_inference`,
+    `plan_adapters`, `compare_training`, `training_ladder`, `compare_gpus`, `check_plans`, `compare_runs`. Raises
+    ModelError for others.
+    """
+    if table is None or table.empty:
+        return ""
+    for columns, words in READ:
+        if columns.issubset(table.columns):
+            return words(table)
+    raise ModelError("There is no sentence for this table. Give one of the tables that the help of `in_words` lists.")
+
+
+def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
+    """The better row of each method of `recommend`, best first, in the columns that one decides by, as text.
+
+    Columns: `method`, `checkpointing`, `batch`, `peak_bytes`, `speed`, `one epoch`, `accuracy`, `verdict`.
+    """
+    best = recommendation.drop_duplicates("method").head(rows)
+    table = best[["method", "checkpointing", "batch", "peak_bytes"]].copy()
+    speeds = best["tokens_per_s"]
+    table["speed"] = ["n/a" if pd.isna(speed) else f"{_round(speed)} tokens/s" for speed in speeds]
+    table["one epoch"] = [epoch_in_words(row) for row in best.to_dict("records")]
+    table["accuracy"] = ["n/a" if pd.isna(known) else f"{known:.3f}" for known in best["accuracy"]]
+    return table.assign(verdict=best["verdict"]).reset_index(drop=True)
+
+
+def epoch_in_words(row: Any) -> str:
+    """The time of one epoch in the unit that suits it: `40 to 67 s`, `3 to 5 min`, `1.2 to 2.0 h`; `n/a`."""
+    low, high = row["hours_low"], row["hours_high"]
+    if pd.isna(low):
+        return "n/a"
+    for unit, size in (("s", HOUR), ("min", MINUTE), ("h", 1)):
+        if high * size < 100 or unit == "h":
+            break
+    return f"{_round(low * size)} to {_round(high * size)} {unit}"
+
+
+def _round(value: float) -> str:
+    """Two digits that mean something: `1,200`, `47`, `3.2`, `0.45`."""
+    if value >= 100:
+        return f"{round(value, 2 - len(str(int(value)))):,.0f}" if value < 1e15 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _on_answer(table: pd.DataFrame) -> str:
+    best = table.iloc[0]
+    if best["verdict"] not in RUNS:
+        return f"Nothing fits. {best['method']} comes nearest: {best['why']}"
+    how = "with" if best["checkpointing"] else "without"
+    epoch = epoch_in_words(best)
+    time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
+    texts = "text" if best["batch"] == 1 else "texts"
+    size = f"{best['batch']:,} {texts} of up to {best['tokens']:,} tokens"
+    return (
+        f"Start with {best['method']}, {how} checkpointing: {size} "
+        f"at a time peak at {format_bytes(best['peak_bytes'])}.{time} The order: {RULE[0].lower()}{RULE[1:]}"
+    )
+
+
+def _on_files(files: pd.DataFrame) -> str:
+    weights = files[files["parameters"].notna()]
+    whole = format_bytes(files["size"].sum())
+    if weights.empty:
+        return f"{_count(len(files), 'file')}, {whole}, and no weights among them."
+    share = weights["size"].sum() / max(files["size"].sum(), 1)
+    hold = "hold" if len(weights) > 1 else "holds"
+    return f"{len(weights)} of {_count(len(files), 'file')} {hold} the weights: {format_share(share)} of {whole}."
+
+
+def _on_tensors(tensors: pd.DataFrame) -> str:
+    totals = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False)
+    first = f"{totals.index[0]} holds {format_share(totals.iloc[0] / max(totals.sum(), 1))}"
+    width = tensors["bytes"].sum() / max(totals.sum(), 1)
+    dtypes = " and ".join(tensors["dtype"].unique())
+    return (
+        f"{format_count(int(totals.sum()))} parameters in {_count(len(tensors), 'tensor')} of {dtypes}, "
+        f"{width:.3g} bytes each; the {first} of them."
+    )
+
+
+def _on_checks(checks: pd.DataFrame) -> str:
+    words = f"{checks['match'].sum()} of {_count(len(checks), 'check')} match"
+    if wrong := list(checks.loc[~checks["match"].astype(bool), "check"]):
+        return f"{words}; not so {', '.join(wrong[:3])}."
+    if "difference" in checks:
+        return f"{words}; the largest difference is {checks['difference'].abs().max():.1%}."
+    return f"{words}."
+
+
+def _on_lengths(lengths: pd.DataFrame) -> str:
+    tokens = lengths["tokens"]
+    cut = int(lengths["truncated"].sum())
+    lost = f"{_count(cut, 'example')} would be cut" if cut else "none is cut"
+    return (
+        f"Your data has {_count(len(tokens), 'example')} and {tokens.sum():,} tokens; half of the examples have "
+        f"{tokens.median():,.0f} tokens or fewer, the longest has {tokens.max():,}, and {lost}."
+    )
+
+
+def _on_loss(losses: pd.DataFrame) -> str:
+    row = losses.iloc[0]
+    return (
+        f"Before tuning the loss is {row['loss']:.2f}, measured on {row['examples']} examples: a tuned model must go "
+        f"below. Half of the examples lie between {row['low']:.2f} and {row['high']:.2f}."
+    )
+
+
+def _on_inference(plan: pd.DataFrame) -> str:
+    rows = plan.drop_duplicates("precision").dropna(subset="largest_context")
+    fits = [f"{row.largest_context:,} in {row.precision}" for row in rows.itertuples() if row.largest_context]
+    free = f"With {format_bytes(plan['usable_bytes'].iloc[0])} free on {plan['device'].iloc[0]}"
+    if not fits:
+        return f"{free}, the model does not fit in any precision."
+    return f"{free}, the longest text in tokens is {', '.join(fits)}."
+
+
+def _on_adapters(adapters: pd.DataFrame) -> str:
+    known = adapters.dropna(subset="trainable").sort_values("trainable", kind="stable")
+    if known.empty:
+        return "None of these adapters can be planned for this architecture."
+    few, most = known.iloc[0], known.iloc[-1]
+    return f"{few['adapter']} trains {few['share']:.3%} of the parameters, {most['adapter']} {most['share']:.3%}."
+
+
+def _on_training(training: pd.DataFrame) -> str:
+    peaks = training.dropna(subset="peak_bytes").set_index("method")["peak_bytes"].astype("int64")
+    if peaks.empty:
+        return f"No step can be planned. {_note(training)}"
+    words = f"{peaks.idxmin()} takes least, {format_bytes(int(peaks.min()))}"
+    plain = [name for name in peaks.index if "checkpointing" not in name and f"{name}, checkpointing" in peaks.index]
+    saved = {name: 1 - peaks[f"{name}, checkpointing"] / peaks[name] for name in plain}
+    if not saved:
+        return f"{words}."
+    low, high = (f"{end:.0%}" for end in (min(saved.values()), max(saved.values())))
+    range_of = low if low == high else f"{low} to {high}"
+    return f"{words}. Checkpointing saves {range_of} of a method's peak."
+
+
+def _on_ladder(ladder: pd.DataFrame) -> str:
+    known = ladder.dropna(subset="difference_bytes").iloc[1:].sort_values("difference_bytes", kind="stable")
+    if known.empty:
+        return f"No step can be planned. {_note(ladder)}"
+    start = f"From {format_bytes(int(ladder['peak_bytes'].iloc[0]))} by TRL's defaults"
+    best, worst = known.iloc[0], known.iloc[-1]
+    saves = f"{best['change']} saves most ({format_bytes(-best['difference_bytes'])})"
+    costs = f"{worst['change']} costs most ({format_bytes(worst['difference_bytes'])})"
+    ends = ([saves] if best["difference_bytes"] < 0 else []) + ([costs] if worst["difference_bytes"] > 0 else [])
+    return f"{start}, {' and '.join(ends) or 'no change matters'}."
+
+
+def _note(table: pd.DataFrame) -> str:
+    """Why there is no figure, where a note says so."""
+    notes = list(table["note"].dropna()) if "note" in table else []
+    return str(notes[0]) if notes else "The architecture does not allow it."
+
+
+def _on_gpus(cards: pd.DataFrame) -> str:
+    cells = zip(cards["gpu"], cards["hours_per_million"], cards["verdict"], strict=True)
+    notes = {"fits": "", "tight": " (tight)", "does not fit": " (where it does not fit)"}
+    each = [f"{_round(hours)} h on the {gpu}{notes.get(verdict, '')}" for gpu, hours, verdict in cells]
+    return f"A million tokens take {', '.join(each)}."
+
+
+def _on_runs(runs: pd.DataFrame) -> str:
+    ranked = runs.dropna(subset="tokens_per_s").sort_values("tokens_per_s", ascending=False, kind="stable")
+    if ranked.empty:
+        return "No speed was measured: the answers are too short."
+    best, noise = ranked.iloc[0], max(ranked["spread"].max(), 0.02)
+    close = len(ranked) > 1 and ranked["tokens_per_s"].iloc[1:].max() > best["tokens_per_s"] * (1 - noise)
+    place = f"{best['method']} on {best['device']} makes {_round(best['tokens_per_s'])} tokens/s"
+    rest = "and none is clearly faster: they differ by less than one method's own runs" if close else "the fastest here"
+    return f"{place}, {rest}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# What tells a table, and what reads it; the more particular ones first.
+READ: tuple[tuple[set[str], Callable[[pd.DataFrame], str]], ...] = (
+    ({"verdict", "why", "least_bytes"}, _on_answer),
+    ({"hours_per_million", "verdict"}, _on_gpus),
+    ({"change", "difference_bytes"}, _on_ladder),
+    ({"method", "peak_bytes", "embedding_bytes"}, _on_training),
+    ({"adapter", "trainable"}, _on_adapters),
+    ({"precision", "largest_context"}, _on_inference),
+    ({"loss", "perplexity"}, _on_loss),
+    ({"tokens", "trained", "truncated"}, _on_lengths),
+    ({"check", "match"}, _on_checks),
+    ({"tensor", "component", "parameters"}, _on_tensors),
+    ({"file", "size", "parameters"}, _on_files),
+    ({"method", "tokens_per_s", "spread"}, _on_runs),
+)

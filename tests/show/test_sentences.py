@@ -1,0 +1,131 @@
+"""The sentences that end each section: computed from the table, in whole words."""
+
+import itertools
+
+import pandas as pd
+import pytest
+
+import model_tools as mt
+from base_model.show import answer_charts, sentences
+
+G = 2**30
+
+
+@pytest.fixture
+def answer():
+    """Three methods of a card with 16 GiB, the last of which does not fit."""
+    rows = [
+        ("LoRA r16, all linear", True, 1200, 7 * G, "fits", 1500.0, 0.3, 0.5, 0.494),
+        ("LoRA r16, all linear", False, 4, 9 * G, "fits", 1400.0, 0.4, 0.6, 0.494),
+        ("QLoRA r16, all linear", True, 9, 3 * G, "tight", 900.0, 0.5, 0.8, None),
+        ("full fine-tuning", True, 1, 38 * G, "does not fit", float("nan"), float("nan"), float("nan"), 0.472),
+    ]
+    columns = ["method", "checkpointing", "batch", "least_bytes", "verdict", "tokens_per_s"]
+    table = pd.DataFrame(rows, columns=[*columns, "hours_low", "hours_high", "accuracy"])
+    table = table.assign(tokens=1024, peak_bytes=14 * G, why="One text misses 22.00 GiB.")
+    return table.astype({"accuracy": "Float64"})
+
+
+def test_the_answer_is_read_aloud(answer):
+    words = mt.in_words(answer)
+    assert words.startswith(
+        "Start with LoRA r16, all linear, with checkpointing: 1,200 texts of up to 1,024 tokens at a time peak at "
+        "14.00 GiB. One epoch of your data takes 18 to 30 min. The order: what fits stands first"
+    )
+
+
+def test_where_nothing_fits_the_nearest_is_named(answer):
+    words = mt.in_words(answer.assign(verdict="does not fit"))
+    assert words.startswith("Nothing fits. LoRA r16, all linear comes nearest: One text misses 22.00 GiB.")
+
+
+def test_the_table_of_the_answer_has_each_method_once(answer):
+    table = mt.best_rows(answer, rows=5)
+    assert list(table["method"]) == ["LoRA r16, all linear", "QLoRA r16, all linear", "full fine-tuning"]
+    assert list(table["speed"]) == ["1,500 tokens/s", "900 tokens/s", "n/a"]
+    assert list(table["accuracy"]) == ["0.494", "n/a", "0.472"]
+    assert len(mt.best_rows(answer, rows=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.0001, 0.0002, "0.36 to 0.72 s"),
+        (0.3, 0.5, "18 to 30 min"),
+        (2.0, 3.25, "2.0 to 3.2 h"),
+        (210, 340, "210 to 340 h"),
+    ],
+)
+def test_time_has_the_unit_that_suits_it(low, high, words):
+    assert sentences.epoch_in_words({"hours_low": low, "hours_high": high}) == words
+
+
+def test_a_sentence_for_what_was_skipped_is_empty_and_other_tables_are_told(answer):
+    assert mt.in_words(None) == "" == mt.in_words(answer.head(0))
+    with pytest.raises(mt.ModelError, match="no sentence"):
+        mt.in_words(pd.DataFrame({"x": [1]}))
+
+
+def test_a_plan_without_figures_says_its_note():
+    plan = pd.DataFrame({"method": ["LoRA"], "peak_bytes": pd.array([pd.NA], dtype="Int64"), "embedding_bytes": 1})
+    assert mt.in_words(plan.assign(note="Too long.")) == "No step can be planned. Too long."
+
+
+def test_one_thing_is_not_written_as_many(toy, base_toy):
+    words = mt.in_words(mt.list_files(base_toy))
+    assert words.startswith("1 of ") and " files holds the weights" in words
+    assert "10 of 10 checks match." in mt.in_words(mt.check_model(toy))
+
+
+def test_every_table_of_a_model_has_its_sentence(toy):
+    for table in (mt.list_files(toy), mt.read_tensors(toy), mt.plan_inference(toy), mt.plan_adapters(toy)):
+        assert mt.in_words(table).endswith(".")
+
+
+# --- The picture of the answer
+
+
+def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
+    ax = mt.plot_recommendation(answer)
+    places = [tuple(offset) for one in ax.collections for offset in one.get_offsets()]
+    assert sorted(places) == [(3, 900), (7, 1500), (9, 1400), (38, 0)]
+    words = [text.get_text() for text in ax.texts]
+    assert "LoRA r16, all linear (0.494)" in words and "full fine-tuning (0.472), does not fit" in words
+    assert [word for word in words if word.endswith(" GiB")] == ["8 GiB", "12 GiB", "16 GiB", "24 GiB"]
+    assert ax.get_title(loc="left") == "LoRA r16, all linear comes first of 2 methods that fit"
+
+
+def test_a_method_has_one_colour_and_no_component_has_it():
+    colours = [
+        answer_charts.method_colour(name)
+        for name in ("full fine-tuning, 8-bit Adam", "QLoRA r16", "LoRA", "DoRA", "IA-3")
+    ]
+    assert len(set(colours)) == 5
+    assert not set(colours) & set(mt.plot_components.__globals__["COLOURS"].values())
+
+
+def test_labels_are_kept_apart_and_within():
+    places = answer_charts.spread([0.0, 0.0, 0.5, 0.98, 0.99, 1.0], 0.1)
+    assert all(after - before >= 0.1 - 1e-9 for before, after in itertools.pairwise(places))
+    assert places[0] == 0 and places[-1] <= 1 and places[2] == 0.5
+
+
+def test_cards_are_bars_with_their_range():
+    table = pd.DataFrame(
+        {"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 1.0, "low_s": 0.75, "high_s": 1.25}
+    )
+    ax = mt.plot_gpus(table.assign(hours_per_million=[0.2, 2.0]))
+    assert [text.get_text() for text in ax.texts[:2]] == ["0.15 to 0.25 h, fits", "1.5 to 2.5 h, does not fit"]
+    assert ax.get_title(loc="left") == "The A is 10 times as fast as the B"
+    assert len({bar.get_facecolor() for bar in ax.patches}) == 2
+
+
+# --- A fault in a notebook
+
+
+def test_in_a_notebook_a_model_error_is_its_sentence(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    InteractiveShell.instance().run_cell("import model_tools as mt\nmt.list_files('no-such-folder')")
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("ModelError: There is no folder") and len(said.splitlines()) == 1
