@@ -69,9 +69,10 @@ def _planned(run: Any) -> int:
     from transformers import AutoConfig, BitsAndBytesConfig
 
     arguments = {
-        "per_device_train_batch_size": run.batch, "gradient_accumulation_steps": run.accumulation,
-        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
-        "optim": "adamw_torch", "bf16": run.autocast == "bf16",
+        "per_device_train_batch_size": run.batch, "gradient_checkpointing": True,
+        "gradient_accumulation_steps": min(run.accumulation, 2),  # all later ones are like the second
+        "gradient_checkpointing_kwargs": {"use_reentrant": True}, "optim": "adamw_torch",
+        "bf16": run.autocast == "bf16",
     }  # fmt: skip
     adapter, packed = None, None
     if run.method != "full":
@@ -86,14 +87,37 @@ def _planned(run: Any) -> int:
     return int(plan["peak_bytes"][0])
 
 
-def as_of_4_48(plan: Callable[[], Any]) -> Any:
-    """What `plan` gives with the loss of transformers 4.46 to 4.49, which copied the shifted logits."""
-    from torch.nn.functional import cross_entropy
+def as_of_their_day(plan: Callable[[], Any]) -> Any:
+    """What `plan` gives with two habits of the libraries that the runs used.
+
+    The loss of transformers 4.46 to 4.49 copied the shifted logits; TRL of that time cast a prepared base's embedding
+    and head back to bfloat16.
+    """
+    import peft
     from transformers.loss import loss_utils
 
-    def loss(logits: Any, labels: Any, vocab_size: int, **_: Any) -> Any:
-        shifted = logits.float()[..., :-1, :].contiguous()
-        return cross_entropy(shifted.view(-1, vocab_size), labels[..., 1:].contiguous().view(-1))
-
-    with mock.patch.dict(loss_utils.LOSS_MAPPING, {"ForCausalLM": loss}):
+    before = mock.patch.object(
+        peft, "prepare_model_for_kbit_training", _cast_back(peft.prepare_model_for_kbit_training)
+    )
+    with mock.patch.dict(loss_utils.LOSS_MAPPING, {"ForCausalLM": _copying_loss}), before:
         return plan()
+
+
+def _copying_loss(logits: Any, labels: Any, vocab_size: int, **_: Any) -> Any:
+    from torch.nn.functional import cross_entropy
+
+    logits = logits.float()  # alive to the end, as the shifted copy and the half-precision ones are
+    shifted = logits[..., :-1, :].contiguous()
+    return cross_entropy(shifted.view(-1, vocab_size), labels[..., 1:].contiguous().view(-1))
+
+
+def _cast_back(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    def prepared(model: Any, **how: Any) -> Any:
+        model = prepare(model, **how)
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            end.weight.data = end.weight.data.to(torch.bfloat16)
+        return model
+
+    return prepared

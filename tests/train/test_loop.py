@@ -169,7 +169,7 @@ def test_a_method_that_cannot_be_measured_says_why():
     table = compare_training(config, tokens=8, batch=1)
     notes = table.set_index("method")["note"]
     assert (table["peak_bytes"].isna() == (table["note"] != "")).all()
-    assert "checkpointing=False" in notes["full fine-tuning, checkpointing"]
+    assert "does not support activation checkpointing" in notes["full fine-tuning, checkpointing"]
     assert notes["full fine-tuning"] == ""
     assert "n/a" in [text.get_text() for text in mt.plot_training(table).texts]
 
