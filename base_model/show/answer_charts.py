@@ -19,6 +19,7 @@ from base_model.show.charts import (
     subtitle,
     title,
 )
+from base_model.show.sentences import hours_in_words, million_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,22 +101,22 @@ def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax = new_axes(ax, 1.8 + rows_height(len(whole), 0.45))
     table = first_rows(whole, ax)
     hours = table["hours_per_million"].astype(float)
-    low, high = (hours * (table[end] / table["step_s"]) for end in ("low_s", "high_s"))
+    low, high = million_range(table)
     colours = [NEUTRAL if verdict in RUNS else "#CCCCCC" for verdict in table["verdict"]]
     ax.barh(range(len(table)), hours, color=colours, xerr=[hours - low, high - hours], ecolor=DARK, capsize=3)
     name_rows(ax, table["gpu"])
-    cells = zip(low, high, table["verdict"], strict=True)
-    label_bars(ax, high, [f"{a:.2g} to {b:.2g} h, {verdict}" for a, b, verdict in cells])
+    cells = zip(map(hours_in_words, low, high), table["verdict"], strict=True)
+    label_bars(ax, high, [f"{time}, {verdict}" for time, verdict in cells])
     title(ax, _pace(whole))
-    subtitle(ax, "Time for a million tokens, one step planned once and timed on each card")
+    subtitle(ax, "Time for a million tokens on each card, and whether the step fits")
     ax.set(xlabel="hours per million tokens")
     return ax
 
 
 def _pace(table: pd.DataFrame) -> str:
-    if len(table) < 2:
-        return "Time for a million tokens"
-    ordered = table.sort_values("hours_per_million")
-    fast, slow = ordered.iloc[0], ordered.iloc[-1]
-    times = slow["hours_per_million"] / fast["hours_per_million"]
-    return f"The {fast['gpu']} is {times:{'.1f' if times < 10 else ',.0f'}} times as fast as the {slow['gpu']}"
+    """The fastest card that has the memory."""
+    runs = table[table["verdict"].isin(RUNS)].sort_values("hours_per_million", kind="stable").head(1)
+    if runs.empty:
+        return "This step fits none of the cards" if len(table) else "No cards"
+    time = hours_in_words(*(ends.iloc[0] for ends in million_range(runs)))
+    return f"A million tokens take {time} on the {runs['gpu'].iloc[0]}"

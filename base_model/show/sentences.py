@@ -1,7 +1,6 @@
 """Each table read aloud: one sentence that says what this run has found."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 
@@ -36,14 +35,13 @@ def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
     table = best[["method", "checkpointing", "batch", "peak_bytes"]].copy()
     speeds = best["tokens_per_s"]
     table["speed"] = ["n/a" if pd.isna(speed) else f"{_round(speed)} tokens/s" for speed in speeds]
-    table["one epoch"] = [epoch_in_words(row) for row in best.to_dict("records")]
+    table["one epoch"] = list(map(hours_in_words, best["hours_low"], best["hours_high"]))
     table["accuracy"] = ["n/a" if pd.isna(known) else f"{known:.3f}" for known in best["accuracy"]]
     return table.assign(verdict=best["verdict"]).reset_index(drop=True)
 
 
-def epoch_in_words(row: Any) -> str:
-    """The time of one epoch in the unit that suits it: `40 to 67 s`, `3 to 5 min`, `1.2 to 2.0 h`; `n/a`."""
-    low, high = row["hours_low"], row["hours_high"]
+def hours_in_words(low: float, high: float) -> str:
+    """A range of hours in the unit that suits it: `40 to 67 s`, `3 to 5 min`, `1.2 to 2.0 h`; `n/a`."""
     if pd.isna(low):
         return "n/a"
     for unit, size in (("s", HOUR), ("min", MINUTE), ("h", 1)):
@@ -64,7 +62,7 @@ def _on_answer(table: pd.DataFrame) -> str:
     if best["verdict"] not in RUNS:
         return f"Nothing fits. {best['method']} comes nearest: {best['why']}"
     how = "with" if best["checkpointing"] else "without"
-    epoch = epoch_in_words(best)
+    epoch = hours_in_words(best["hours_low"], best["hours_high"])
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
     texts = "text" if best["batch"] == 1 else "texts"
     size = f"{best['batch']:,} {texts} of up to {best['tokens']:,} tokens"
@@ -172,10 +170,17 @@ def _note(table: pd.DataFrame) -> str:
 
 
 def _on_gpus(cards: pd.DataFrame) -> str:
-    cells = zip(cards["gpu"], cards["hours_per_million"], cards["verdict"], strict=True)
     notes = {"fits": "", "tight": " (tight)", "does not fit": " (where it does not fit)"}
-    each = [f"{_round(hours)} h on the {gpu}{notes.get(verdict, '')}" for gpu, hours, verdict in cells]
+    times = map(hours_in_words, *million_range(cards))
+    cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
+    each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
     return f"A million tokens take {', '.join(each)}."
+
+
+def million_range(cards: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The hours of a million tokens on each card of `compare_gpus`, the least and the most."""
+    hours, step = cards["hours_per_million"].astype(float), cards["step_s"].astype(float)
+    return hours * cards["low_s"] / step, hours * cards["high_s"] / step
 
 
 def _on_runs(runs: pd.DataFrame) -> str:

@@ -57,7 +57,7 @@ def test_the_table_of_the_answer_has_each_method_once(answer):
     ],
 )
 def test_time_has_the_unit_that_suits_it(low, high, words):
-    assert sentences.epoch_in_words({"hours_low": low, "hours_high": high}) == words
+    assert sentences.hours_in_words(low, high) == words
 
 
 def test_a_sentence_for_what_was_skipped_is_empty_and_other_tables_are_told(answer):
@@ -115,8 +115,8 @@ def test_cards_are_bars_with_their_range():
         {"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 1.0, "low_s": 0.75, "high_s": 1.25}
     )
     ax = mt.plot_gpus(table.assign(hours_per_million=[0.2, 2.0]))
-    assert [text.get_text() for text in ax.texts[:2]] == ["0.15 to 0.25 h, fits", "1.5 to 2.5 h, does not fit"]
-    assert ax.get_title(loc="left") == "The A is 10 times as fast as the B"
+    assert [text.get_text() for text in ax.texts[:2]] == ["9.0 to 15 min, fits", "1.5 to 2.5 h, does not fit"]
+    assert ax.get_title(loc="left") == "A million tokens take 9.0 to 15 min on the A"
     assert len({bar.get_facecolor() for bar in ax.patches}) == 2
 
 
