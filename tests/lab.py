@@ -92,7 +92,7 @@ def _wait_for(url: str, server: subprocess.Popen, seconds: float = 60) -> None:
     raise AssertionError("JupyterLab did not start")
 
 
-def run_all(page, url: str, seconds: float = 120) -> None:
+def run_all(page, url: str, seconds: float = 600) -> None:
     """Open a notebook, choose Run > Restart Kernel and Run All Cells, and wait until no cell is waiting or running."""
     page.goto(url)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)

@@ -13,6 +13,11 @@ from typing import Any
 import model_tools as mt
 from tests.folders import LLAMA_1B, LLAMA_3B, write_llama_3b, write_replica
 
+STEPS = {  # what the chart itself does not say
+    "ladder.png": "; 4 texts of 1,024 tokens at first",
+    "gpus.png": "; LoRA r16 on all linear layers, 4 texts of 1,024 tokens",
+    "recommendation.png": "; on an RTX 4090, texts of 1,024 tokens",
+}
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
 
@@ -59,10 +64,13 @@ def draw_plans(folder: Path) -> None:
     charts = {
         "adapters.png": mt.plot_adapters(mt.plan_adapters(folder)),
         "insertion.png": mt.plot_insertion(mt.read_tensors(folder), points),
-        "training.png": mt.plot_training(mt.compare_training(folder, tokens=1024)),
+        "training.png": mt.plot_training(mt.compare_training(folder, 1024, 4)),
+        "ladder.png": mt.plot_ladder(mt.training_ladder(folder)),
+        "gpus.png": mt.plot_gpus(mt.compare_gpus(folder)),
+        "recommendation.png": mt.plot_recommendation(mt.recommend(folder, gpu="RTX 4090")),
     }
     for name, ax in charts.items():
-        step = "; one text of 1,024 tokens, AdamW" if name == "training.png" else ""
+        step = STEPS.get(name, "")
         note = f"{folder.name} in bfloat16, measured on the meta device{step}"
         ax.figure.supxlabel(note, fontsize=8, color="#555555")
         mt.save_chart(ax, CHARTS / folder.name / name)

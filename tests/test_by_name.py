@@ -82,3 +82,68 @@ def test_a_million_empty_folders_are_noticed(tmp_path, monkeypatch):
         (tmp_path / str(number)).mkdir()
     with pytest.raises(mt.ModelError, match="more than 50 files and folders"):
         mt.list_files(tmp_path)
+
+
+# --- A folder with nothing but a config.json
+
+
+@pytest.fixture
+def described(toy, tmp_path):
+    folder = tmp_path / "described"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((toy / "config.json").read_bytes())
+    return folder
+
+
+def test_without_weights_the_tensors_are_those_of_the_architecture(toy, described, capsys):
+    columns = ["tensor", "dtype", "shape", "parameters", "bytes", "component"]
+    planned, read = (
+        table.sort_values("tensor")[columns] for table in (mt.list_tensors(described), mt.read_tensors(toy))
+    )
+    assert planned.to_numpy().tolist() == read.to_numpy().tolist()
+    assert "There are no weights to read" in capsys.readouterr().out
+    assert mt.list_tensors(toy).equals(mt.read_tensors(toy))
+    assert mt.compare_models([described])["parameters"].tolist() == [26_912]
+
+
+def test_it_is_opened_with_a_sentence_and_has_no_data(described, toy, capsys):
+    assert mt.open_model(str(described)) == described
+    assert mt.open_data(described) is None
+    said = capsys.readouterr().out
+    assert "no weights" in said and "no tokenizer" in said
+    assert mt.open_data(toy) == mt.example_data()
+    with pytest.raises(mt.ModelError, match="no file"):
+        mt.open_data(toy, "absent.jsonl")
+
+
+def test_a_folder_that_should_have_weights_is_still_told(described):
+    (described / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(mt.ModelError):
+        mt.open_model(str(described))
+
+
+def test_what_cannot_be_had_is_one_sentence_and_none(described, capsys):
+    assert mt.attempt(mt.check_model, described) is None
+    said = capsys.readouterr().out
+    assert said.startswith("Skipped: ") and len(said.splitlines()) == 1
+    assert mt.attempt(mt.plot_lengths, None) is None and not capsys.readouterr().out
+    assert mt.attempt(len, [1, 2]) == 2
+
+
+@pytest.mark.parametrize("answer", ["no", "False", "0", False])
+def test_no_download_may_be_written_in_several_ways(answer, capsys):
+    assert mt.open_model("org/not-on-this-disk", answer) == "org/not-on-this-disk"
+    assert "DOWNLOAD is no" in capsys.readouterr().out
+
+
+def test_another_answer_is_told():
+    with pytest.raises(mt.ModelError, match='DOWNLOAD is "yes" or "no"'):
+        mt.open_model("org/not-on-this-disk", "perhaps")
+
+
+def test_a_run_says_what_the_environment_chose(toy, monkeypatch):
+    monkeypatch.setenv("TOKENS", "64")
+    monkeypatch.delenv("GPU", raising=False)
+    words = mt.this_run(toy, "RTX 4090")
+    assert words.startswith(f"This run: {toy.name}\nPlanned for RTX 4090. ")
+    assert "TOKENS" in words and "GPU" not in words

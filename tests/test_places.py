@@ -13,15 +13,17 @@ from nbclient import NotebookClient
 from base_model.show.page import write_page
 from tests.conftest import ROOT
 from tests.lab import browser_page, jupyter_lab, run_all
-from tests.test_notebook import CHARTS, NOTEBOOK, REPORT, code_cells, printed
+from tests.test_notebook import CHARTS, NOTEBOOK, REPORT, code_cells, printed, quick
 
 
 @pytest.fixture(scope="module")
 def papermilled(toy, tmp_path_factory):
     """The notebook after papermill, which runs in the caller's folder, with parameters and no environment."""
     folder = tmp_path_factory.mktemp("caller")
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(NOTEBOOK), "out.ipynb"]
+    nbformat.write(quick(), folder / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "in.ipynb", "out.ipynb"]
     command += ["-p", "MODEL", str(toy), "-p", "MAX_NEW_TOKENS", "3", "-p", "PROMPT", "Hi <b>$you$</b>"]
+    command += ["-p", "TOKENS", "64", "-p", "DOWNLOAD", "no"]
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "PROMPT", "MPLBACKEND")}
     done = subprocess.run(
         command, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
@@ -62,12 +64,12 @@ def test_papermill_runs_it_with_parameters(papermilled, toy):
 
 
 def test_run_all_in_jupyterlab(toy, tmp_path):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = quick()
     for cell in code_cells(notebook):  # so that what is seen afterwards was made here
         cell.update(outputs=[], execution_count=None)
     nbformat.write(notebook, tmp_path / NOTEBOOK.name)
     with (
-        jupyter_lab(tmp_path, {"MODEL": str(toy), "MAX_NEW_TOKENS": "3"}) as url,
+        jupyter_lab(tmp_path, {"MODEL": str(toy), "MAX_NEW_TOKENS": "3", "TOKENS": "64"}) as url,
         browser_page(viewport={"width": 1400, "height": 1000}) as page,
     ):
         run_all(page, url.format(NOTEBOOK.name))

@@ -50,7 +50,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
         ax.plot(rows["x"], rows["y"], color=colour, linewidth=1, alpha=0.5, zorder=2)
         faces = [colour if filled else "white" for filled in rows["checkpointing"]]
         ax.scatter(rows["x"], rows["y"], s=60, c=faces, edgecolors=colour, linewidths=1.5, zorder=3)
-    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_major_formatter("{x:,.10g}")
     ax.set_ylim(0, (points["y"].max() or 1) * 1.12)
     ax.set_xlim(0, points["x"].max() * 1.02)
     mark_cards(ax)
@@ -66,7 +66,8 @@ def _finding(table: pd.DataFrame) -> str:
     if best["verdict"] not in RUNS:
         return "No method fits"
     fit = table.loc[table["verdict"].isin(RUNS), "method"].nunique()
-    return f"{best['method']} comes first of {fit} method{'s' * (fit > 1)} that fit{'s' * (fit == 1)}"
+    name = f"{best['method'][:1].upper()}{best['method'][1:]}"
+    return f"{name} comes first of {fit} methods that fit" if fit > 1 else f"{name} is the only method that fits"
 
 
 def _name_points(ax: "Axes", points: pd.DataFrame) -> None:

@@ -20,7 +20,12 @@ COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D5
 # Paul Tol's muted scheme, of which no colour is one of a component: one per kind of method; QLoRA's name holds LoRA's.
 METHOD_COLOURS = {"full": "#882255", "QLoRA": "#332288", "DoRA": "#44AA99", "LoRA": "#117733", "IA-3": "#999933"}
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB of common cards
-PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # lets no line cross a label
+PLATE: dict[str, Any] = {
+    "facecolor": "white",
+    "edgecolor": "none",
+    "alpha": 0.8,
+    "pad": 0.5,
+}  # lets no line cross a label
 NEUTRAL = "#56B4E9"  # where components play no part
 NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
 MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
@@ -87,8 +92,9 @@ def mark_cards(ax: "Axes", across: bool = False) -> None:
     for card in CARDS:
         if low < card <= high:
             draw(card, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
-            place, shift, align = ((0, card), (3, 2), "left") if across else ((card, 1), (0, 2), "center")
-            ax.annotate(f"{card} GiB", place, xytext=shift, ha=align, **style)
+            place, shift = ((0, card), (3, 0)) if across else ((card, 1), (0, 2))
+            align = {"va": "center", "bbox": PLATE | {"alpha": 1}} if across else {"ha": "center"}
+            ax.annotate(f"{card} GiB", place, xytext=shift, **style, **align)
 
 
 def _layers_in_words(layers: pd.Series) -> str:
@@ -174,7 +180,10 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
     label_bars(ax, totals / scale, labels)
     title(
-        ax, f"Of all parameters, {format_share(shares.iloc[0])} are {shares.index[0]}" if len(shares) else "No tensors"
+        ax,
+        f"The {shares.index[0]} holds {format_share(shares.iloc[0])} of all parameters"
+        if len(shares)
+        else "No tensors",
     )
     subtitle(ax, "Parameters by component, largest first")
     ax.set(xlabel=f"parameters ({unit})")

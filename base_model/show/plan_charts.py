@@ -94,7 +94,7 @@ def _name_lines(ax: "Axes") -> None:
     for (_, name), place in zip(ends, places, strict=True):
         ax.annotate(name, (1.02, place), xycoords="axes fraction", va="center", annotation_clip=False)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    ax.annotate(limit[0], (0.12, limit[1][0]), xytext=(0, 4), **beside)
+    ax.annotate(limit[0], (0.3, limit[1][0]), xytext=(0, 4), **beside)
 
 
 def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
@@ -156,9 +156,7 @@ def _lightest(plan: pd.DataFrame) -> str:
     known = plan.dropna(subset="peak_bytes").sort_values("peak_bytes", kind="stable")
     if len(known) < 2 or "method" not in known:
         return "Memory of a training step"
-    low, high = known.iloc[0], known.iloc[-1]
-    least = f"{visible(low['method'])} takes least, {format_bytes(low['peak_bytes'])}"
-    return f"{least}; {visible(high['method'])} {high['peak_bytes'] / max(low['peak_bytes'], 1):.1f} times that"
+    return f"{visible(known['method'].iloc[0])} takes least: {format_bytes(known['peak_bytes'].iloc[0])}"
 
 
 def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":

@@ -22,7 +22,7 @@ def search_in(toy, usable, name="LoRA r16, all linear", tokens=64):
 
 def test_the_batch_fits_and_the_next_does_not(toy):
     search = search_in(toy, 200 << 20)
-    batch, step, _, planned = room.largest(search)
+    batch, step, _, planned, _ = room.largest(search)
     assert planned and batch > 1
     assert room.needed(step.peak) <= search.place.usable
     assert room.needed(search.plan(batch + 1).peak) > search.place.usable
