@@ -82,7 +82,7 @@ def test_the_order_is_the_one_that_is_stated():
 
 
 def test_an_interrupt_keeps_what_was_found(toy, monkeypatch):
-    rows = iter([["LoRA"] * 2 + [1, 2, 3, 0.5, "fits", 1.0, 2.0, 0.5, "", 64, 1.0, 1]])
+    rows = iter([["LoRA"] * 2 + [1, 2, 3, 0.5, "fits", 1.0, 2.0, 0.5, "", 64, 1.0, 1, 2]])
 
     def row_of(*_):
         try:
