@@ -35,7 +35,6 @@ def printed(notebook):
     return "\n".join(output.get("text", "") + output.get("data", {}).get("text/markdown", "") for output in outputs)
 
 
-NO_OUTPUTS = pytest.mark.xfail(strict=True, reason="the new page has no outputs yet: `make refresh` brings them")
 QUICK = """import base_model.train.recommend as search
 
 search.METHODS = search.METHODS[3:4]
@@ -75,7 +74,6 @@ def test_the_parameters_read_the_environment(committed):
     assert committed.metadata.kernelspec.name == "python3"
 
 
-@NO_OUTPUTS
 def test_the_committed_outputs_are_one_clean_run_on_the_demo_model(committed):
     cells = code_cells(committed)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -97,7 +95,6 @@ def test_the_committed_file_is_portable(committed):
     assert not re.search(r"(?<![\w.])/(home|root|Users|tmp|work)/|\b[A-Z]:\\\\", json.dumps(texts))
 
 
-@NO_OUTPUTS
 def test_the_answer_comes_first_and_each_section_ends_with_a_sentence(committed):
     headings = [number for number, cell in enumerate(committed.cells) if cell.source.startswith("## ")]
     titles = [committed.cells[number].source.partition("\n")[0] for number in headings]
