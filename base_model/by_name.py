@@ -25,7 +25,7 @@ from base_model.run.tuned import answers
 from base_model.show.page import RUNS, run_name
 from base_model.show.report import save_report
 from base_model.show.saving import in_home
-from base_model.text.data import example_data
+from base_model.text.data import example_data, has_template
 from base_model.text.tokens import describe_tokenizer
 from base_model.train import script, trial
 from base_model.train.planning import write_script
@@ -122,13 +122,12 @@ def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:
 
     A sentence says so, and plans then take texts of one length. Raises ModelError where there is no such file.
     """
-    place = Path(data).expanduser() if data else example_data()
-    if not place.is_file():
-        raise ModelError(f"There is no file {visible(str(place))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
+    if data and not Path(data).expanduser().is_file():
+        raise ModelError(f"There is no file {visible(str(data))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
     if only_described(local_folder(model)):
         print("There is no tokenizer to read the data with: every text is taken to be TOKENS long.")
         return None
-    return place
+    return Path(data).expanduser() if data else example_data(has_template(folder_of(model, with_tokenizer=True)))
 
 
 def check_model(model: str | Path) -> pd.DataFrame:

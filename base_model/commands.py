@@ -22,7 +22,7 @@ from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
-from base_model.show.page import last_run, run_notebook, write_page
+from base_model.show.page import RUNS, last_run, run_name, run_notebook, write_page
 from base_model.show.words import in_units, readable
 from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
 from base_model.train.recommend import RULE
@@ -138,7 +138,7 @@ def train(
     Shows planned beside measured, the loss before and after, and answers of the base and the tuned model.
     """
     with _aside():
-        place = folder or _next(Path("runs") / local_folder(model).name)
+        place = folder or _next(RUNS / run_name(local_folder(model)))
         print(f"Writes {place / 'train.py'}, and runs it for {steps:,} steps; what it says goes to train.log there.")
         row = {"method": method, "checkpointing": checkpointing, "batch": batch, "tokens": tokens}
         tables = by_name.train_model(model, row, place, data, steps)

@@ -76,7 +76,7 @@ def look(endpoint: str, here: Path, *calls: str, **more: str) -> dict[str, tuple
 
 
 def _run(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240)
     assert TOKEN not in done.stdout + done.stderr
     return done
 

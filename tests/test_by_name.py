@@ -112,6 +112,11 @@ def test_it_is_opened_with_a_sentence_and_has_no_data(described, toy, capsys):
     said = capsys.readouterr().out
     assert "no weights" in said and "no tokenizer" in said
     assert mt.open_data(toy) == mt.example_data()
+    from tests.folders import write_toy
+
+    plain = write_toy(described.parent / "plain", chat=False)
+    assert mt.open_data(plain) == mt.example_data(chat=False)
+    assert len(mt.text_lengths(plain, mt.open_data(plain))) == len(mt.text_lengths(toy, mt.open_data(toy)))
     with pytest.raises(mt.ModelError, match="no file"):
         mt.open_data(toy, "absent.jsonl")
 

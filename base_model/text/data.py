@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError, brief, visible
-from base_model.read.folder import is_file
+from base_model.read.folder import is_file, read_json
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 # The columns that TRL's SFTTrainer looks for, in its order; one of these sets must be there.
@@ -20,9 +20,20 @@ LARGEST_ARRAY = 256 * 2**20  # bytes of a .json file that is one array, which `d
 BLOCK = 2**20
 
 
-def example_data() -> Path:
-    """The project's own small data set: questions and answers about the terms of its page, as JSONL for TRL."""
-    return Path(__file__).resolve().parents[1] / "data" / "questions.jsonl"
+def example_data(chat: bool = True) -> Path:
+    """The project's own small data set: questions and answers about the terms of its page, as JSONL for TRL.
+
+    Conversations, or plain text for a model without a chat template.
+    """
+    return Path(__file__).resolve().parents[1] / "data" / ("questions.jsonl" if chat else "questions_plain.jsonl")
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model's folder holds a chat template."""
+    settings = folder / "tokenizer_config.json"
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
 
 
 def read_data(data: Any) -> Any:

@@ -176,11 +176,12 @@ class Search:
     devices: int
 
     def arguments(self, batch: int) -> dict[str, Any]:
-        """The trainer's arguments: 16 bits as the card has them."""
-        half = self.place.half
+        """The trainer's arguments, as `write_script` sets them; float16 is planned as bfloat16, of the same bytes."""
+        single = self.place.cpu or (self.place.half and self.method.adapter is None)
         return {
             "per_device_train_batch_size": batch, "gradient_checkpointing": self.checkpointing,
-            "optim": self.method.optim, "use_cpu": self.place.cpu, "bf16": not half, "fp16": half,
+            "optim": self.method.optim, "use_cpu": self.place.cpu, "bf16": not self.place.cpu,
+            "model_init_kwargs": {"dtype": "float32" if single else "bfloat16"},
         }  # fmt: skip
 
     def plan(self, batch: int) -> Step:

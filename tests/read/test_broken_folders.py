@@ -56,7 +56,7 @@ def an_alarm(seconds):
 
 def call(function, folder):
     """Whether it returned, and all it said: the error, the warnings, the checks that do not match. ModelError only."""
-    with warnings.catch_warnings(record=True) as caught, an_alarm(10):
+    with warnings.catch_warnings(record=True) as caught, an_alarm(40):
         warnings.simplefilter("always")
         try:
             table = function(folder)
