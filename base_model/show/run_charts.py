@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
     table = drawable(table, "compare_runs", "method", "device", "dtype", "first_token_s", "tokens_per_s")
+    if table.empty:
+        raise ModelError("No run was timed, so there is no speed to draw.")
     ax = new_axes(ax, 1.6 + rows_height(len(table), 0.45))
     table = first_rows(table, ax)
     speeds = table["tokens_per_s"].fillna(0)
@@ -56,7 +58,7 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     columns = ("method", "device", "dtype", "tokens_per_s", "limit_tokens_per_s", "share")
     limits = drawable(limits, "speed_limit", *columns)
     if limits.empty:
-        raise ModelError("No run was timed, so that there is no limit to draw.")
+        raise ModelError("No run was timed, so there is no limit to draw.")
     ax = new_axes(ax, 2 + rows_height(len(limits), 0.45))
     limits = first_rows(limits, ax)
     speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)
