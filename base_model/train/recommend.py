@@ -281,7 +281,7 @@ def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:
         ends = (below, above) if above else sorted(known)[-2:]
         slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1.0)
         batch = min(_within(below + int((limit - known[below]) // slope)), FEW * max(known))
-        if above and batch - below <= below // 16:  # near enough for the plan of the whole to find the last few
+        if above and batch - below < below // 16:  # near enough for the plan of the whole to find the last few
             return batch, slope
         if above:
             batch = min(max(batch, below + 1), above - 1)
