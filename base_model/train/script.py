@@ -173,7 +173,7 @@ def requirements(choice: Choice) -> str:
 
 
 def write_script(config: Any, choice: Choice, model: str, revision: str | None, folder: Path, data: Any) -> Path:
-    """Write the files, none of which may be there, and give the path of train.py. Raises ModelError."""
+    """Write the files, none of which may be there, and give the path of train.py, as the folder is given."""
     dataset = read_data(example_data() if data is None else data)
     if len(dataset) < 2:
         raise ModelError(f"{name_of(data)} holds one example, and one is held out. Give a file with two or more.")
@@ -194,7 +194,7 @@ def write_script(config: Any, choice: Choice, model: str, revision: str | None, 
                 dataset.to_parquet(here / DATA)
     except OSError as error:
         raise ModelError(f"The script cannot be written in {visible(str(here))}: {brief(error)}.") from error
-    return here / SCRIPT
+    return folder.expanduser() / SCRIPT
 
 
 def _require_free(folder: Path, names: list[str]) -> None:

@@ -252,3 +252,27 @@ def test_a_folder_with_an_adapter_is_refused(toy, tmp_path):
     (tmp_path / "model" / "adapter_config.json").write_text("{}")
     with pytest.raises(mt.ModelError, match=r"adapter_config\.json"):
         mt.write_script(tmp_path / "model", LORA, tmp_path / "run")
+
+
+def test_a_row_that_does_not_fit_is_written_with_a_warning(toy, tmp_path):
+    row = LORA | {"verdict": "does not fit", "why": "One text misses 2.00 GiB."}
+    with pytest.warns(mt.ModelWarning, match=r"does not fit: One text misses 2\.00 GiB"):
+        assert mt.write_script(toy, row, tmp_path / "run").is_file()
+    row = LORA | {"verdict": "not planned", "batch": pd.NA, "why": "No such scan."}
+    with pytest.raises(mt.ModelError, match=r"could not be planned here.*No such scan"):
+        mt.settings(toy, row)
+
+
+def test_a_folder_without_weights_has_a_script_and_a_warning(toy, tmp_path):
+    import shutil
+
+    shutil.copytree(toy, tmp_path / "model")
+    for weights in (tmp_path / "model").glob("*.safetensors*"):
+        weights.unlink()
+    with pytest.warns(mt.ModelWarning, match="has no weights yet"):
+        mt.write_script(tmp_path / "model", LORA, tmp_path / "run")
+
+
+def test_the_path_of_the_script_is_as_its_folder_was_given(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mt.write_script(toy, LORA, "run") == Path("run/train.py")
