@@ -85,7 +85,7 @@ def test_train_writes_a_script_runs_it_and_shows_what_came_of_it(toy, tmp_path):
 
 def test_train_refuses_before_it_writes(toy, tmp_path):
     done = run("train", toy, "--steps", "1", cwd=tmp_path)
-    assert (done.returncode, "steps is a whole number from 3" in done.stderr) == (1, True)
+    assert (done.returncode, "steps must be a whole number from 3" in done.stderr) == (1, True)
     assert not (tmp_path / "runs").exists()
 
 

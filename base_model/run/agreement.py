@@ -86,7 +86,7 @@ def _verdict(device: str, failed: pd.DataFrame) -> str:
             'run on the CPU, or try dtype="float32" and a newer torch.'
         )
     if checks.str.startswith("prompt").any():
-        return f"{device} counted another prompt: it uses another chat template or tokenizer."
+        return f"{device} counted a different prompt: it uses a different chat template or tokenizer."
     if checks.str.startswith("token ids").any():
-        return f"**The methods disagree on {device}**: look at the settings each of them got."
-    return f"{device} and the CPU part where two tokens are nearly as likely: rounding, not a fault."
+        return f"**The methods disagree on {device}**: compare the settings of each."
+    return f"{device} and the CPU diverge where two tokens are almost equally likely: rounding, not a fault."

@@ -43,7 +43,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     columns = ("method", "checkpointing", "verdict", "least_bytes", "tokens_per_s", "accuracy")
     table = drawable(table, "recommend", *columns).dropna(subset="least_bytes")
     if table.empty:
-        raise ModelError("No method could be planned, so that there is nothing to draw. The column `why` says more.")
+        raise ModelError("No method could be planned, so there is nothing to draw. The column `why` says why.")
     ax = new_axes(ax, 5)
     points = table.assign(x=table["least_bytes"].astype(float) / GIB, y=table["tokens_per_s"].fillna(0.0))
     for method, rows in points.groupby("method", sort=False):

@@ -59,13 +59,13 @@ def lost_tokens(lengths: pd.DataFrame) -> int:
 def _losses(lengths: pd.DataFrame, max_length: int | None) -> dict[str, str]:
     """What a maximal length costs; TRL drops an example of which nothing that counts is left."""
     if max_length is None:
-        return {"truncated": "none, as no max_length is given"}
+        return {"truncated": "none: no max_length is given"}
     lost, dropped = lost_tokens(lengths), lengths["trained"] == 0
     few = int(lengths["truncated"].sum())
     cut = f"{few:,} example{'s lose' if few > 1 else ' loses'} {_part(lost, lengths['tokens'].sum())} tokens"
     return {
         f"truncated at {max_length:,}": cut if lost else "none",
-        "dropped, as nothing of the answer is left": _rows(dropped),
+        "dropped: nothing of the answer is left": _rows(dropped),
     }
 
 

@@ -100,7 +100,7 @@ def _piece(token: str, decoded: str) -> str:
 
 
 def _bytes(token: str) -> bytes | None:
-    """The bytes of a token that is no whole text: written `<0xF0>`, or in GPT-2's alphabet of 256 letters."""
+    """The bytes of a token that is not whole text: written `<0xF0>`, or in GPT-2's alphabet of 256 letters."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     if match := _BYTE.fullmatch(token):
@@ -125,7 +125,7 @@ def _notes(drawn: pd.DataFrame, tokens: int) -> Iterator[str]:
     if _PART.search(joined):
         yield "⟨F0 9F⟩: bytes of a character that is cut across tokens."
     if tokens > len(drawn):
-        yield f"The first {len(drawn):,} are drawn, the other {tokens - len(drawn):,} are left out."
+        yield f"The first {len(drawn):,} tokens are drawn; {tokens - len(drawn):,} more are left out."
 
 
 def _marked(piece: str) -> str:

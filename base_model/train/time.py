@@ -69,7 +69,7 @@ def step_costs(
     from base_model.train.operations import Tape
 
     if trainer not in TRAINERS:
-        raise ModelError(f'`trainer` is "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
+        raise ModelError(f'`trainer` must be "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
     tape = Tape()
     if trainer == "plain":
         with tempfile.TemporaryDirectory() as folder:

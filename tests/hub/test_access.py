@@ -97,8 +97,8 @@ def test_a_file_from_the_hub_gives_way_to_its_newer_version(downloaded, publishe
     ("fault", "environment", "words"),
     [
         ("gated-no-token", {}, ["is gated", f"huggingface.co/{MODEL}", "settings/tokens", "`hf auth login`"]),
-        ("gated-not-granted", {"HF_TOKEN": TOKEN}, ["no access yet", f"huggingface.co/{MODEL}", "wait for the mail"]),
-        ("not-found", {}, [f"knows no model {MODEL}", "check the spelling", "`hf auth login`"]),
+        ("gated-not-granted", {"HF_TOKEN": TOKEN}, ["no access yet", f"huggingface.co/{MODEL}", "wait for the email"]),
+        ("not-found", {}, [f"has no model {MODEL}", "check the spelling", "`hf auth login`"]),
         ("disabled", {}, [f"disabled {MODEL}", f"huggingface.co/{MODEL}"]),
         ("bad-token", {"HF_TOKEN": TOKEN}, ["refused your token", "Run `hf auth login` again"]),
         ("token-scope", {"HF_TOKEN": TOKEN}, ["public gated repositories", "settings/tokens"]),
