@@ -86,8 +86,8 @@ def _read_file(path: Path) -> Any:
 def _require_file(path: Path) -> None:
     if path.suffix not in KINDS:
         raise ModelError(
-            f"{visible(str(path))} is not a {', '.join(KINDS)} file. Only these are read, never a script: save the data "
-            "set as one, or load it and give the `datasets.Dataset`."
+            f"{visible(str(path))} is not a {', '.join(KINDS)} file. Only these are read, never a script: save the "
+            "data set as one, or load it and give the `datasets.Dataset`."
         )
     if not is_file(path):
         raise ModelError(f"There is no file {visible(str(path))}. Correct its name, or give another file.")

@@ -216,7 +216,7 @@ def test_nothing_is_executed_sent_or_left(tmp_path):
     done = subprocess.run(run, cwd=data, env=environment, capture_output=True, text=True, timeout=120)
     said = done.stdout.splitlines()
     assert said[0] == "1", done.stderr
-    assert len(said) == 4 and all("no script" in line for line in said[1:])
+    assert len(said) == 4 and all("never a script" in line for line in said[1:])
     assert sorted(path.name for path in data.iterdir()) == ["data.jsonl", "data.py", "dataset.py"]
     assert [path.name for path in home.iterdir()] == [".cache"]
     assert [path.name for path in (home / ".cache").iterdir()] == ["huggingface"]
