@@ -1,4 +1,4 @@
-"""What joins the rooms: a model by its name, handed to those that read, check, compare, run and report."""
+"""What joins the rooms: a model's name, handed to the rooms that read, check, compare, run and report."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping

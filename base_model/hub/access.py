@@ -45,7 +45,7 @@ def parse_id(text: str) -> HubId | None:
 
 
 def model_info(model: HubId) -> Any:
-    """What the Hub says of a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
+    """What the Hub says about a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
 
     Public even for a gated model. Raises ModelError, also for an answer that is not what the Hub would say.
     """

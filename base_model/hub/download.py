@@ -1,4 +1,4 @@
-"""A download from the Hub: planned and said before it begins, stopped at once when asked, checked at its end."""
+"""A download from the Hub: planned and announced before it begins, stopped at once when asked, checked at the end."""
 
 import hashlib
 import re

@@ -22,7 +22,7 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     """The adapters that most people choose from, as `{name: PeftConfig}`.
 
     Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, or, in
-    a model without attention, those that stand in its place, and IA-3 and LN tuning all that there are.
+    a model without attention, those that replace it, and IA-3 and LN tuning all of them.
     """
     bitsandbytes()
     from peft import IA3Config, LNTuningConfig, LoraConfig

@@ -171,7 +171,7 @@ def _is_shard_name(name: str) -> bool:
 
 
 def _totals(metadata: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The totals that are counts; transformers reads none of them, so another one is told and left out."""
+    """The totals that are counts; transformers reads none of them, so a fault is reported and the total ignored."""
     for name in ("total_size", "total_parameters"):
         if name not in metadata:
             continue

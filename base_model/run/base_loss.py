@@ -1,4 +1,4 @@
-"""The loss of the model before tuning, on examples of the data: the number that tuning has to beat."""
+"""The loss before tuning, on examples of the data: the number that tuning has to beat."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The answer as pictures: every method by memory and pace, and common cards by the time that they take."""
+"""The answer as pictures: every method by memory and pace, and common cards by the time they take."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The notebook, executed on a model, and the page without code that is made of it. No shell: a name is only a name."""
+"""The notebook, executed on a model, and the page without code made from it. No shell: a name is only a name."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Each table read aloud: one sentence that says what this run has found."""
+"""Each table in a sentence that says what this run has found."""
 
 from collections.abc import Callable
 

@@ -40,7 +40,7 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
 
 
 def this_run(model: str | Path, gpu: str | None = None) -> str:
-    """Which model this run is about, for which card, and which of the notebook's choices the environment has made."""
+    """Which model this run is about, for which card, and which settings came from the environment."""
     machine = this_machine().iloc[-1]
     memory = format_bytes(int(machine["total_bytes"]))
     place = gpu or f"this machine's {machine['device']} ({visible(str(machine['name']))}, {memory})"

@@ -1,4 +1,4 @@
-"""A training data set: a file read by `datasets` into Arrow, so that it may be larger than memory, or one in hand."""
+"""A training data set: a file, read by `datasets` into Arrow so that it may be larger than memory, or a `Dataset`."""
 
 import glob
 import json
@@ -37,7 +37,7 @@ def has_template(folder: Path) -> bool:
 
 
 def read_data(data: Any) -> Any:
-    """The `datasets.Dataset` of a .jsonl, .json, .csv or .parquet file, or of one in hand, with the columns TRL uses.
+    """The `datasets.Dataset` of a .jsonl, .json, .csv or .parquet file, or the one given, with the columns TRL uses.
 
     A file is read once into the usual cache of `datasets`. No loading script is looked for and nothing is sent.
     Raises ModelError, which names the line of broken JSON and the columns that are missing.

@@ -26,7 +26,7 @@ def describe_data(
     """Facts about a data set as SFTTrainer would train on it; columns `fact`, `value` (text).
 
     Examples, tokens, median, 95th percentile, longest; what `max_length` cuts off and which examples are dropped;
-    empty and duplicate examples, special tokens twice, ends of text that are never trained; at this `batch`, padding
+    empty and duplicate examples, doubled special tokens, ends of text that are never trained; at this `batch`, padding
     and steps per epoch; sequences after TRL's packing (at 1,024 tokens, SFTConfig's own, without a `max_length`).
     Rows are counted from 0. `data` and the settings as in `text_lengths`, which raises the same ModelErrors.
     """

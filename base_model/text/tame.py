@@ -70,7 +70,7 @@ def _require_few(name: str, content: dict[str, Any]) -> None:
 
 
 def require_tame(folder: Path, source: dict[str, str], text: str) -> None:
-    """Refuse a tokenizer that takes long, wants gigabytes or floods, as it is loaded or reads and writes a page.
+    """Refuse a tokenizer that takes long, needs gigabytes or floods, as it is loaded or reads and writes a page.
 
     `source` is its file (`tokenizer`) or its text (`json`). What was tried out in this process is not tried again.
     """

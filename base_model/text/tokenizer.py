@@ -79,12 +79,12 @@ def _plain_config(settings: dict[str, Any]) -> Any:
 
 
 def require_tame_template(tokenizer: Any, seconds: float = TEMPLATE_SECONDS) -> None:
-    """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see child.py."""
+    """Refuse a chat template that fails, runs longer than `seconds` or needs gigabytes; see child.py."""
     render_prompt(tokenizer, "Hello, who or what are you?", seconds)
 
 
 def render_prompt(tokenizer: Any, text: str, seconds: float = TEMPLATE_SECONDS) -> str:
-    """`text` as the model is given it: in the turns of the chat template, or as it stands where there is none."""
+    """`text` as the model gets it: in the turns of the chat template, or unchanged where there is none."""
     template = _default_template(tokenizer.chat_template)
     if not template:
         return text

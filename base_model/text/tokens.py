@@ -49,7 +49,7 @@ def describe_tokenizer(model: str | Path, text: str = SAMPLE) -> pd.DataFrame:
 
 
 def show_prompt(model: str | Path, text: str) -> str:
-    """The text as the model is given it: in the turns of its chat template; a base model's stands as it is.
+    """The text as the model gets it: in the turns of its chat template; unchanged for a base model.
 
     Safe to print: control characters are written as escapes. Raises ModelError for a template that does not work.
     """
@@ -68,7 +68,7 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
     """The tokens of `text` as coloured pieces with their ids; special ones framed, white space as marks.
 
-    At most 2,000 are drawn; below, how many there are, per word and in bytes. `print` gives the same as plain text.
+    At most 2,000 are drawn, with their number, per word and in bytes, below. `print` gives the same as plain text.
     """
     tokenizer = load_tokenizer(folder_of(model, with_tokenizer=True), text)
     table = _table(tokenizer, text)

@@ -29,7 +29,7 @@ SAME = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "hbm3": "sxm", "hbm2e": "",
 
 
 def gpus(measure: bool = False) -> pd.DataFrame:
-    """The cards that are known, one row each; with `measure`, this machine's CPU as well (see `this_cpu`).
+    """All known cards, one row each; with `measure`, this machine's CPU as well (see `this_cpu`).
 
     Columns: `gpu`, `memory_bytes` (as sold; a driver and error correction hold some of it back; of an Apple chip the
     most that can be ordered), `bandwidth` (bytes/s), `bf16_flops`, `fp16_flops`, `fp32_flops` (operations/s, dense,

@@ -96,7 +96,7 @@ def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> p
 
 
 def training_ladder(model: str | Path, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
-    """What each knob brings, from TRL's defaults on: one `change` per row, against the first.
+    """What each setting saves or costs, starting from TRL's defaults: one `change` per row, compared with the first.
 
     Columns: `change`, `batch`, `tokens`, the columns of `compare_training`, `difference_bytes` (negative: it saves).
     """
@@ -114,11 +114,11 @@ def plan_trainer(
     prepared: bool = False,
     trainer: str = "trl",
 ) -> pd.DataFrame:
-    """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
+    """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, from its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
-    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    arguments of either (`trainer` "trl" or "hf"), which works without the card that transformers would ask for. The
+    plan is for a CUDA card, or for the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
     `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
     they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
     is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
@@ -150,7 +150,7 @@ def plan_time(
 
     The first arguments are those of `plan_trainer`; `trainer="plain"` is the loop of `plan_training`, with the batch
     and the checkpointing of `args`. One row: `gpu`; `step_s` (of the optimizer, all micro-batches); `low_s`, `high_s`:
-    nine of ten published steps lie between; `tokens_per_s`; and what the step is made of: `compute_s`, `memory_s`,
+    nine of ten published steps lie between; `tokens_per_s`; and what the time is made of: `compute_s`, `memory_s`,
     `launch_s`. Raises ModelError, also for an unknown card.
     """
     return time.plan_time(
@@ -205,8 +205,8 @@ def settings(model: str | Path, row: Any) -> str:
     """A row of `recommend` as Python to copy: `adapter` (a `PeftConfig`), `quantization` (`BitsAndBytesConfig`) and
     `args` (`SFTConfig`), as far as the method has them.
 
-    `row` is a Series, a dict or a table of one row. The Python asks the machine on which it runs whether it computes in
-    bfloat16, float16 or float32, and gives that as `dtype`, for `from_pretrained`. Raises ModelError.
+    `row` is a Series, a dict or a table of one row. The Python checks whether the machine it runs on computes in
+    bfloat16, float16 or float32, and sets `dtype` accordingly, for `from_pretrained`. Raises ModelError.
     """
     return choices.settings(_config(model), choices.choice_of(row))
 

@@ -111,7 +111,7 @@ def measure(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on training for real, and without a word to anybody else's server."""
+    """Without the libraries' remarks on training for real, and sending nothing to anybody's server."""
     import os
     from unittest import mock
 
