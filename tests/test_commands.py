@@ -105,7 +105,7 @@ def test_a_fault_is_one_sentence_and_exit_code_1(tmp_path):
 def test_a_model_may_come_from_the_environment(verb, tmp_path):
     done = run(verb, MODEL="-rf x", cwd=tmp_path)
     assert done.returncode == 1 and "-rf x" in done.stderr and done.stderr.count("\n") == 1
-    assert run(verb, MODEL="").stderr.startswith("No model was named.")
+    assert run(verb, MODEL="").stderr.startswith("No model was given.")
 
 
 def test_wrong_usage_is_exit_code_2(toy):

@@ -158,7 +158,7 @@ def test_a_file_changed_since_its_download_is_not_overwritten(downloaded, publis
 
 def test_an_id_that_the_client_refuses_is_told(tmp_path):
     done = fetch(UNPLUGGED, tmp_path / "toy", "import sys; sys.argv[1] = 'org/a--b'\n")
-    assert_refused(done, "org/a--b is no Hub id", "make demo")
+    assert_refused(done, "org/a--b is not a Hub id", "make demo")
 
 
 def test_a_model_without_safetensors_is_refused_before_downloading(published, tmp_path):

@@ -224,7 +224,7 @@ def test_a_text_longer_than_the_model_is_refused(toy):
     from base_model.architecture.config import read_architecture
     from base_model.train.trainer import plan_trainer
 
-    with pytest.raises(ModelError, match="made for 512 tokens, and a text has 600"):
+    with pytest.raises(ModelError, match="made for 512 tokens, but a text has 600"):
         plan_trainer(read_architecture(toy), tokens=600)
 
 
