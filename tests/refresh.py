@@ -21,7 +21,7 @@ STEPS = {  # what the chart itself does not say
     "gpus.png": "; LoRA r16 on all linear layers, 4 texts of 1,024 tokens",
     "recommendation.png": "; on an RTX 4090, texts of 1,024 tokens",
 }
-CARDS = ("RTX 3060", "T4", "RTX 4090", "L40S", "A100 SXM 80GB")
+CARDS = ("RTX 3060", "T4", "RTX 4090", "L40S", "A100 PCIe 80GB")
 HEADINGS = "| card | start with | peak | tokens/s | full fine-tuning |\n|---|---|---:|---:|---|"
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
@@ -53,14 +53,16 @@ def print_cards() -> None:
 def card_row(gpu: str, answer: pd.DataFrame) -> str:
     """What a card does best, and whether all parameters can be trained on it."""
     best, full = answer.iloc[0], answer[answer["method"].str.startswith("full")].iloc[0]
-    name = mt.gpus().set_index("gpu").index
-    shown = next(one for one in name if gpu in one).removeprefix("NVIDIA ")
-    whole = full["method"].removeprefix("full fine-tuning").strip(", ") or "AdamW"
-    fits = f"yes, {whole}, batch {full['batch']}" if full["verdict"] == "fits" else "no"
-    checkpointing = ", checkpointing" if best["checkpointing"] else ""
-    cells = [shown, f"{best['method']}, batch {best['batch']}{checkpointing}", mt.format_bytes(best["peak_bytes"])]
+    name = next(one for one in mt.gpus()["gpu"] if gpu in one).removeprefix("NVIDIA ")
+    optimizer = "8-bit Adam" if "8-bit" in full["method"] else "AdamW"
+    whole = f"{optimizer}, {_size(full)}" if full["verdict"] == "fits" else "no"
+    cells = [name, f"{best['method']}, {_size(best)}", mt.format_bytes(best["peak_bytes"])]
     speed = float(format(best["tokens_per_s"], ".2g"))
-    return f"| {' | '.join(cells)} | {speed:,.0f} | {fits} |"
+    return f"| {' | '.join(cells)} | {speed:,.0f} | {whole} |"
+
+
+def _size(row: pd.Series) -> str:
+    return f"batch {row['batch']}{', checkpointing' if row['checkpointing'] else ''}"
 
 
 def draw_replica(folder: Path) -> None:
