@@ -106,7 +106,7 @@ def test_a_row_may_come_in_three_shapes(toy, kind):
     [
         (None, "a row of `recommend`"),
         (pd.DataFrame([LORA, LORA]), "a row of `recommend`"),
-        ({"method": "LoRA r16, all linear"}, "no checkpointing, batch, tokens"),
+        ({"method": "LoRA r16, all linear"}, "lacks checkpointing, batch, tokens"),
         (LORA | {"method": "magic"}, "one of full fine-tuning; "),
         (LORA | {"batch": 0}, "batch must be a whole number"),
         (LORA | {"batch": pd.NA}, "batch must be a whole number"),
