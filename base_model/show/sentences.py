@@ -175,7 +175,28 @@ def _on_gpus(cards: pd.DataFrame) -> str:
     times = map(hours_in_words, *million_range(cards))
     cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
     each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
-    return f"A million tokens take {', '.join(each)}."
+    return f"A million tokens take {', '.join(each)}. {_dominant(cards.iloc[0])}"
+
+
+def _on_time(plan: pd.DataFrame) -> str:
+    row = plan.iloc[0]
+    seconds = hours_in_words(row["low_s"] / HOUR, row["high_s"] / HOUR)
+    return f"A step takes {seconds}. {_dominant(row)}"
+
+
+# What a step's time goes into, and what shortens it.
+SHORTER = {
+    "compute_s": ("computing", "A card that computes more per second would shorten it, and so would fewer tokens."),
+    "memory_s": ("moving bytes to and from memory", "A card with more bandwidth would shorten it."),
+    "launch_s": ("starting operations from Python", "A larger batch would use the card better."),
+}
+
+
+def _dominant(row: pd.Series) -> str:
+    """Which part of a step's time is the largest, and what would change it."""
+    part = max(SHORTER, key=lambda name: row[name])
+    doing, change = SHORTER[part]
+    return f"On the {row['gpu']}, {row[part] / row['step_s']:.0%} of a step is {doing}. {change}"
 
 
 def million_range(cards: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -203,6 +224,7 @@ def _count(number: int, what: str) -> str:
 READ: tuple[tuple[set[str], Callable[[pd.DataFrame], str]], ...] = (
     ({"verdict", "why", "least_bytes"}, _on_answer),
     ({"hours_per_million", "verdict"}, _on_gpus),
+    ({"step_s", "compute_s"}, _on_time),
     ({"change", "difference_bytes"}, _on_ladder),
     ({"method", "peak_bytes", "embedding_bytes"}, _on_training),
     ({"adapter", "trainable"}, _on_adapters),

@@ -36,9 +36,8 @@ SUSTAINED: Mapping[str, tuple[float, float]] = {
     CPU: (1.0, 1.0),
 }  # fmt: skip
 OTHERS = (0.65, 0.75)
-ATTENTION = (
-    0.6  # of the pace of products: what FlashAttention-2 reaches of it (https://arxiv.org/abs/2307.08691, fig. 4)
-)
+# Of the pace of products: what FlashAttention-2 reaches of it (https://arxiv.org/abs/2307.08691, figure 4).
+ATTENTION = 0.6
 KERNEL_S = 2e-6  # a kernel's own start and end on the card
 LAUNCH_S = 15e-6  # Python and autograd, per operation, on the CPU beside the card
 SLOW_HOSTS = {"T4": 35e-6}  # beside these cards are the slow CPUs of Colab and Kaggle
