@@ -218,7 +218,7 @@ def test_a_slow_server_has_as_long_as_it_is_given(monkeypatch):
     ],
 )
 def test_counts_that_cannot_be_are_refused(usage):
-    with OpenAIStandIn(usage=usage) as server, pytest.raises(mt.ModelError, match=r"counts .* tokens for") as caught:
+    with OpenAIStandIn(usage=usage) as server, pytest.raises(mt.ModelError, match=r"reports .* tokens for") as caught:
         mt.generate_served(server.url, "toy", PROMPT, 3, runs=1)
     assert len(str(caught.value)) < 700 and "\x1b" not in str(caught.value)
 
