@@ -38,7 +38,8 @@ CONTEXT_BYTES = 600 << 20  # what the driver and the libraries' kernels hold bes
 # Cards whose error correction takes a sixteenth of the memory that is sold: those with GDDR6 in a data centre.
 CORRECTED = ("T4", "A10", "A10G", "L4", "L40", "L40S")
 FEW = 8  # texts: the other end of the first line that proposes a batch
-MOST_BATCH, MOST_PROPOSALS, MOST_TRIES = 1024, 8, 6
+MOST_BATCH = 128  # texts at a time: more train no faster, and few optimizer steps take as many
+MOST_PROPOSALS, MOST_TRIES = 8, 6
 STEP = 64  # tokens: what the longest text is rounded down to
 SURE = 1.01  # a proposal this far beyond needs no plan of the whole
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
@@ -236,7 +237,7 @@ def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
-    why = _why(search, step, verdict, exact)
+    why = _why(search, step, batch, verdict, exact)
     longest = pd.NA if verdict == "does not fit" else _longest(search, batch, step, slope)
     return _cells(search, cells, why, longest, speed, int(min(least, step.peak)))
 
@@ -280,10 +281,11 @@ def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:
         ends = (below, above) if above else sorted(known)[-2:]
         slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1.0)
         batch = min(_within(below + int((limit - known[below]) // slope)), FEW * max(known))
+        if above and batch - below <= below // 16:  # near enough for the plan of the whole to find the last few
+            return batch, slope
         if above:
             batch = min(max(batch, below + 1), above - 1)
-        near = above is not None and above - below <= 1 + below // 16  # the plan of the whole finds the last few
-        if near or batch in known or len(known) > MOST_PROPOSALS:
+        if batch in known or len(known) > MOST_PROPOSALS:
             return below, slope
         known[batch] = search.proposed(batch)
 
@@ -312,13 +314,14 @@ def _pace(search: Search, step: Step, batch: int, epoch: Callable[[int], float] 
     return speed, hours * time["low_s"] / time["step_s"], hours * time["high_s"] / time["step_s"]
 
 
-def _why(search: Search, step: Step, verdict: str, exact: bool) -> str:
+def _why(search: Search, step: Step, batch: int, verdict: str, exact: bool) -> str:
     """What the verdict rests on, in a sentence."""
     need, usable = format_bytes(int(needed(step.peak))), format_bytes(search.place.usable)
     if verdict == "does not fit":
         missing = format_bytes(int(needed(step.peak, RESERVED_AT_BEST) - search.place.usable))
         return f"One text of {search.tokens:,} tokens misses {missing}" + ("." if exact else ", at least.")
-    return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak."
+    more = f" {MOST_BATCH} texts are the most that are tried." if batch == MOST_BATCH else ""
+    return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
 
 
 def depths_of(config: Any) -> tuple[int, int]:

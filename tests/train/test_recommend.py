@@ -153,7 +153,7 @@ def test_the_proposal_is_the_largest_batch_within_the_limit_or_nearly(limit):
             return float(max(10 + batch, 20 * batch - 100))
 
     batch, slope = room._proposal(Bent(), Bent().proposed(1), limit)
-    most = max(size for size in range(1, 200) if Bent().proposed(size) <= limit)
+    most = max(size for size in range(1, room.MOST_BATCH + 1) if Bent().proposed(size) <= limit)
     assert most - 1 - most // 16 <= batch <= most
     assert slope >= 1
 
