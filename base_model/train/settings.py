@@ -35,17 +35,19 @@ class Choice:
 
 
 def choice_of(row: Any) -> Choice:
-    """A row as a Series, a dict or a table of one row. Raises ModelError for what is no such row."""
+    """A row as a Series, a dict or a table of one row. Raises ModelError for anything else."""
     if isinstance(row, pd.DataFrame) and len(row) == 1:
         row = row.iloc[0]
     if not isinstance(row, pd.Series | Mapping):
-        raise ModelError("`row` is one row of `recommend`, such as recommend(model).iloc[0], or a dict of its columns.")
+        raise ModelError(
+            "`row` must be a row of `recommend`, such as recommend(model).iloc[0], or a dict of its columns."
+        )
     if missing := [name for name in NEEDED if name not in row]:
-        raise ModelError(f"The row has no {', '.join(missing)}. Take one of `recommend`.")
+        raise ModelError(f"The row lacks {', '.join(missing)}. Take one from `recommend`.")
     if row["method"] not in (names := [method.name for method in METHODS]):
-        raise ModelError(f"The row's method is one of {'; '.join(names)}; not {row['method']!r}.")
+        raise ModelError(f"The row's method must be one of {'; '.join(names)}; not {row['method']!r}.")
     if str(row["checkpointing"]) not in ("True", "False"):
-        raise ModelError(f"The row's checkpointing is True or False, not {row['checkpointing']!r}.")
+        raise ModelError(f"The row's checkpointing must be True or False, not {row['checkpointing']!r}.")
     if row.get("verdict") == "not planned":
         raise ModelError(f"{row['method']} could not be planned here, so there are no settings: {row.get('why', '')}")
     devices = row.get("devices", 1)

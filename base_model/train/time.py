@@ -1,7 +1,7 @@
 """How long a training step takes on a card: the step that plans the memory, each operation by its cost.
 
-An operation takes as long as the larger of its FLOPs over what the card computes and its bytes over what it moves, and
-a kernel's own start. The CPU that launches the operations runs ahead of the card; where it cannot, it sets the pace.
+An operation takes as long as the larger of its FLOPs over what the card computes and its bytes over what it moves, plus
+the start of a kernel. The CPU that launches the operations runs ahead of the card; where it cannot, it sets the pace.
 """
 
 import tempfile
@@ -68,7 +68,7 @@ def step_costs(
     from base_model.train.operations import Tape
 
     if trainer not in TRAINERS:
-        raise ModelError(f'`trainer` is "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
+        raise ModelError(f'`trainer` must be "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
     tape = Tape()
     if trainer == "plain":
         with tempfile.TemporaryDirectory() as folder:

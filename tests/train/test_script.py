@@ -104,15 +104,15 @@ def test_a_row_may_come_in_three_shapes(toy, kind):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (None, "one row of `recommend`"),
-        (pd.DataFrame([LORA, LORA]), "one row of `recommend`"),
-        ({"method": "LoRA r16, all linear"}, "no checkpointing, batch, tokens"),
+        (None, "a row of `recommend`"),
+        (pd.DataFrame([LORA, LORA]), "a row of `recommend`"),
+        ({"method": "LoRA r16, all linear"}, "lacks checkpointing, batch, tokens"),
         (LORA | {"method": "magic"}, "one of full fine-tuning; "),
-        (LORA | {"batch": 0}, "batch is a whole number"),
-        (LORA | {"batch": pd.NA}, "batch is a whole number"),
-        (LORA | {"tokens": "__import__('os')"}, "tokens is a whole number"),
+        (LORA | {"batch": 0}, "batch must be a whole number"),
+        (LORA | {"batch": pd.NA}, "batch must be a whole number"),
+        (LORA | {"tokens": "__import__('os')"}, "tokens must be a whole number"),
         (LORA | {"checkpointing": "yes"}, "True or False"),
-        (LORA | {"devices": -1}, "devices is a whole number"),
+        (LORA | {"devices": -1}, "devices must be a whole number"),
     ],
 )
 def test_what_is_no_row_is_refused(toy, tmp_path, row, words):
