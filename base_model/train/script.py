@@ -193,13 +193,8 @@ def write_script(config: Any, choice: Choice, model: str, revision: str | None, 
             with quiet():
                 dataset.to_parquet(here / DATA)
     except OSError as error:
-<<<<<<< HEAD
-        raise ModelError(f"The script cannot be written in {visible(str(here))}: {brief(error)}.") from error
-    return folder.expanduser() / SCRIPT
-=======
         raise ModelError(f"The script cannot be written to {visible(str(here))}: {brief(error)}.") from error
-    return here / SCRIPT
->>>>>>> wt-r
+    return folder.expanduser() / SCRIPT
 
 
 def _require_free(folder: Path, names: list[str]) -> None:
