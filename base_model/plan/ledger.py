@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 MOST_OPERATIONS = 500_000  # a step of a model of 100 layers takes 50,000 to 250,000, seconds to half a minute
 HOST = "host"  # the kind that lies in the machine's own memory, beside the card's
+PINNED = torch.device("meta")  # what tensors there say, whose copies come back to the card
 ALLOCATION = 512  # bytes: what CUDA's caching allocator rounds up to
 
 _aten = torch.ops.aten
@@ -99,6 +100,8 @@ class Ledger(TorchDispatchMode):
             return NotImplemented  # it comes back as an operation on this device's shard
         if self.blind:
             return on_meta(func, args, kwargs or {})
+        if kwargs and kwargs.get("pin_memory"):
+            return self._pinned(func, args, kwargs)
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
@@ -110,6 +113,14 @@ class Ledger(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
                 self.enter(tensor, "logits" if scores and self.kind == "activations" else self.kind)
+        return out
+
+    def _pinned(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Memory of the machine that a card reads and writes directly."""
+        out = on_meta(func, args, kwargs | {"pin_memory": False})
+        self.enter(out, HOST)
+        if isinstance(out, FakeTensor):
+            out.fake_device = PINNED
         return out
 
     def _accumulates(self, left: Any, right: Any, **more: Any) -> bool:
@@ -196,6 +207,8 @@ def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
         return FakeTensor(first.fake_mode, out, first.fake_device)
     if not (isinstance(first, torch.Tensor) and without_memory(first)):
         return func(*args, **kwargs)
+    if func is _aten.copy_.default and getattr(first, "fake_device", None) == PINNED:
+        return first
     if func is _aten._local_scalar_dense.default:
         return _answer(first.dtype)
     if func is _aten.index.Tensor and _is_mask(args[1]):

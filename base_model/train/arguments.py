@@ -19,7 +19,7 @@ UNDONE: dict[str, Any] = {
 DEFAULT_TOKENS = 1024  # of a Trainer whose arguments say nothing of lengths; TRL's own default
 UNPLANNED = {
     "torch_compile": "a compiled model", "deepspeed": "DeepSpeed", "use_liger_kernel": "Liger's kernels",
-    "activation_offloading": "activation offloading", "fsdp": "FSDP on one device (take `devices=`)",
+    "fsdp": "FSDP on one device (take `devices=`)",
 }  # fmt: skip
 
 
@@ -74,6 +74,8 @@ def planned_run(
         raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
     if given.get("bf16") and given.get("fp16"):
         raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
+    if given.get("activation_offloading") and given.get("use_cpu"):
+        raise ModelError("activation_offloading moves activations off a card, and use_cpu has none. Leave one out.")
     cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
     if devices > 1:
