@@ -13,7 +13,8 @@ KEY = "base_model_visualize"  # in the notebook's metadata
 LEFT_OUT = "notebook-only"  # tag of a cell that tells only how to use the notebook
 SUMMARY = "summary"  # tag of the cell whose output moves up, below the answer
 FIRST_LINE = "This run: "  # of what `this_run` says
-WIDE, WIDER = 4, 8  # columns, with which a table may scroll on a telephone, or on any screen
+WIDE, WIDER = 3, 8  # columns, with which a table may scroll on a telephone, or on any screen
+ONE_PAGE = 30  # rows of a table that is not cut in print
 
 
 def stamp(notebook: Any) -> None:
@@ -31,7 +32,7 @@ def about_run(notebook: Any, path: Path) -> dict[str, Any]:
     noted = notebook.metadata.get(KEY, {})
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
     model = lines[0] if lines else path.absolute().parent.name
-    planned = lines[1] if len(lines) > 1 else ""
+    planned = lines[1].removeprefix("Planned for ").partition(". ")[0] if len(lines) > 1 else ""
     return {"model": model, "planned": planned, "machine": noted.get("machine", ""), "date": written} | dict(noted)
 
 
@@ -44,6 +45,7 @@ def article(notebook: Any, model: str) -> Any:
     cells = [cell for cell in notebook.cells if LEFT_OUT not in cell.metadata.get("tags", [])]
     cells = [cell for cell in cells if cell.cell_type == "markdown" or cell.get("outputs")]
     notebook.cells = _summary_first(cells)
+    notebook.metadata.verdict = _take_verdict(notebook.cells)
     _number_sections(notebook)
     _number_outputs(notebook, model)
     return notebook
@@ -59,6 +61,19 @@ def _summary_first(cells: list[Any]) -> list[Any]:
     place = begins[1] if len(begins) > 1 else len(others)
     heading = [new_markdown_cell("## In short")] if summary else []
     return others[:place] + heading + summary + others[place:]
+
+
+def _take_verdict(cells: list[Any]) -> str:
+    """The first sentence that is an output, which moves to the top of the page: the answer read aloud."""
+    begins = [number for number, cell in enumerate(cells) if _heading(cell)]
+    first = cells[begins[0] : begins[1]] if len(begins) > 1 else []
+    for cell in first:
+        for output in cell.get("outputs", []):
+            text = str(output.get("data", {}).get("text/markdown", ""))
+            if text and not text.startswith("|"):
+                cell.outputs.remove(output)
+                return text
+    return ""
 
 
 def _heading(cell: Any) -> str:
@@ -94,7 +109,8 @@ def _number_outputs(notebook: Any, model: str) -> None:
             elif columns := _columns(data):
                 tables += 1
                 scrolls = "always" if columns > WIDER else "narrow" if columns > WIDE else ""
-                output.metadata.update({"table": tables, "scrolls": scrolls})
+                short = data["text/markdown"].count("\n") <= ONE_PAGE
+                output.metadata.update({"table": tables, "scrolls": scrolls, "short": short})
 
 
 def _figure(data: Any, cell: Any, number: int) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def test_a_column_of_words_where_numbers_belong_is_told(plot):
 @pytest.mark.parametrize("plot", long_tables(1))
 def test_a_table_without_rows_is_drawn_or_told(plot):
     tables = [table.head(0) for table in long_tables(1)[plot]]
-    if plot in (mt.plot_memory, mt.plot_limits):
+    if plot in (mt.plot_memory, mt.plot_limits, mt.plot_runs):
         with pytest.raises(mt.ModelError, match=r"no rows|No run was timed"):
             plot(*tables)
     else:
