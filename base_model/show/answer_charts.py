@@ -60,7 +60,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     label_bars(ax, [end + max(ends) / 60 for end in ends], map(_pair_in_words, groups))
     mark_cards(ax)
     title(ax, _finding(table))
-    subtitle(ax, "Memory of one text, with checkpointing (disc) and without (ring); best speed, and published accuracy")
+    subtitle(ax, "Memory of one text, with checkpointing (disc) or without (ring); best speed, published accuracy")
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
 

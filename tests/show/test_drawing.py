@@ -1,6 +1,5 @@
 """The SVG pictures of a chart: no title, two widths, two themes, and the same bytes each time."""
 
-import base64
 import re
 import xml.etree.ElementTree as ET
 
@@ -18,6 +17,7 @@ PALETTES = [
     plan_charts.PARTS,
     {"neutral": charts.NEUTRAL, "muted": charts.MUTED},
 ]
+SAME = {"embedding": "embedding", "other weights": "other", "logits": "head"}  # parts of memory, and what they are of
 PAGES = {"light": "#FFFFFF", "dark": "#0D1117"}
 
 
@@ -72,14 +72,11 @@ def test_every_colour_can_be_seen(page):
 
 
 def test_a_colour_has_one_meaning():
-    meanings = [(colour, name) for palette in PALETTES[:3] for name, colour in palette.items()]
-    shared = {"embedding", "other weights", "logits"}  # the same thing in another chart
-    colours = [colour for colour, name in meanings if not (name in shared and (colour, name) in PARTS_ONLY)]
-    assert len(colours) == len(set(colours)) and charts.NEUTRAL not in colours
-
-
-PARTS_ONLY = {(plan_charts.PARTS[name], name) for name in ("other weights", "logits")}
-PARTS_ONLY |= {(charts.COLOURS["embedding"], "embedding")}
+    parts = {name: colour for name, colour in plan_charts.PARTS.items() if name not in SAME}
+    for name, component in SAME.items():
+        assert plan_charts.PARTS[name] == charts.COLOURS[component]
+    colours = [*charts.COLOURS.values(), *charts.METHOD_COLOURS.values(), *parts.values(), charts.NEUTRAL]
+    assert len(colours) == len(set(colours))
 
 
 def test_a_figure_of_someone_elses_has_one_picture():
@@ -102,7 +99,3 @@ def test_labels_of_fourteen_methods_do_not_meet():
         places = [text.get_window_extent() for text in words]
         assert len(places) >= 7
         assert not any(a.overlaps(b) for n, a in enumerate(places) for b in places[n + 1 :])
-
-
-def test_the_pictures_are_plain_text(files):
-    assert base64.b64encode(drawings(mt.plot_storage(files).figure)["narrow"].encode())

@@ -92,7 +92,7 @@ def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
     words = [text.get_text() for text in ax.texts]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(answer["method"].unique())
     assert words[:3] == ["1,500 tokens/s, 0.494", "900 tokens/s", "does not fit, 0.472"]
-    assert [word for word in words if word.endswith(" GiB")] == ["8 GiB", "12 GiB", "16 GiB", "24 GiB"]
+    assert [word for word in words if word.endswith(" GiB")] == ["8 GiB", "12 GiB", "16 GiB", "24 GiB", "48 GiB"]
     assert ax.get_title(loc="left") == "LoRA r16, all linear comes first of 2 methods that fit"
 
 
