@@ -49,7 +49,7 @@ def svg(figure: Any) -> str:
         for text in hidden:
             text.set_visible(False)
         with matplotlib.rc_context(SETTINGS):
-            figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            figure.savefig(content, format="svg", transparent=True)
     finally:
         for text in hidden:
             text.set_visible(True)

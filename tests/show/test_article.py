@@ -9,7 +9,7 @@ from base_model.show import article, drawing, page
 from tests.lab import browser_page
 
 NAME = "toy <model>"
-GPUS = "| gpu | a | b | c | d | e | f | g | hours |\n| :--- |" + " ---: |" * 8 + "\n| T4 |" + " 1,234.56 GiB |" * 8
+GPUS = "| gpu |" + " a |" * 11 + "\n| :--- |" + " ---: |" * 11 + "\n| T4 |" + " 123.45 GiB |" * 11
 
 
 def shown(text, **metadata):
