@@ -1,4 +1,4 @@
-"""The answer as pictures: every method by memory and pace, and common cards by the time that they take."""
+"""The answer as pictures: every method by memory and pace, and common cards by the time they take."""
 
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     columns = ("method", "checkpointing", "verdict", "least_bytes", "tokens_per_s", "accuracy")
     table = drawable(table, "recommend", *columns).dropna(subset="least_bytes")
     if table.empty:
-        raise ModelError("No method could be planned, so that there is nothing to draw. The column `why` says more.")
+        raise ModelError("No method could be planned, so there is nothing to draw. The column `why` says why.")
     methods = list(table["method"].unique())
     ax = new_axes(ax, 1.8 + rows_height(len(methods), 0.45))
     for row, (method, pair) in enumerate(table.groupby("method", sort=False)):
