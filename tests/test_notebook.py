@@ -18,7 +18,6 @@ CHARTS = [
 REPORT = [
     "report.json",
     "report.md",
-    "layers.png",
     "speed.png",
     "train",
 ]  # with the charts that the page has no room for

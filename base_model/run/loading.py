@@ -1,6 +1,8 @@
 """A model from its folder onto a device, ready to generate: all weights placed, greedy, in a dtype that runs well."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +131,17 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str, 
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map="auto" if device == "auto" else None,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _late_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map="auto" if device == "auto" else None,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # each architecture and quantisation fails in its own way
         if out_of_memory(error):
             raise memory_error(error, "load the model", device) from error
@@ -146,6 +149,20 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str, 
     model, report = loaded
     _require_all_placed(folder, report, tensors)
     return model
+
+
+@contextmanager
+def _late_bars() -> Iterator[None]:
+    """transformers' own progress bars only after three seconds, so that none flashes, and gone once they are full."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    calm = {"delay": 3, "leave": False, "disable": are_progress_bars_disabled() or None}  # None: where nobody watches
+    before = logging.set_tqdm_hook(lambda factory, args, options: factory(*args, **(options | calm)))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _move(model: Any, device: str) -> Any:

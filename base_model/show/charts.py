@@ -2,9 +2,12 @@
 
 import io
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import pandas as pd
 
@@ -15,34 +18,55 @@ from base_model.show.saving import in_home, reason, write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: distinct for colour-blind readers and in print. One colour per component, everywhere.
-COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True))
-# Paul Tol's muted scheme, of which no colour is one of a component: one per kind of method; QLoRA's name holds LoRA's.
-METHOD_COLOURS = {"full": "#882255", "QLoRA": "#332288", "DoRA": "#44AA99", "LoRA": "#117733", "IA-3": "#999933"}
+# One meaning per colour, in every chart, with a contrast of 3 or more to a white page; `drawing` makes them dark.
+COLOURS = dict(zip(COMPONENTS, ("#0072B2", "#B07A00", "#00946B", "#C26A9A", "#D55E00", "#858D96"), strict=True))
+# One per kind of method, none of them that of a component; QLoRA's name holds LoRA's.
+METHOD_COLOURS = {"full": "#882255", "QLoRA": "#5B4BC4", "DoRA": "#B8455B", "LoRA": "#2F6B1F", "IA-3": "#7A7A1F"}
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB of common cards
-PLATE: dict[str, Any] = {
-    "facecolor": "white",
-    "edgecolor": "none",
-    "alpha": 0.8,
-    "pad": 0.5,
-}  # lets no line cross a label
-NEUTRAL = "#56B4E9"  # where components play no part
+NEUTRAL, MUTED = "#4A7FA5", "#8C959F"  # where components play no part; what does not fit, or is only beside
+INK, FAINT, GRID, PAPER = "#24292F", "#59636E", "#E5E5E5", "#FFFFFF"
+PLATE: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # no line crosses a label
 NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
 MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
+WIDE, NARROW = 9.0, 4.4  # inches of a new figure; the narrow one is for a telephone, where one point is one pixel
+WIDTH: ContextVar[float] = ContextVar("WIDTH", default=WIDE)
+Plot = ParamSpec("Plot")
+
+
+def redrawn(plot: "Callable[Plot, Axes]") -> "Callable[Plot, Axes]":
+    """A chart whose new figure knows how it was made, `figure.again`: it is drawn once more, for narrow screens."""
+
+    @wraps(plot)
+    def drawn(*args: Plot.args, **kwargs: Plot.kwargs) -> "Axes":
+        ax = plot(*args, **kwargs)
+        figure: Any = ax.get_figure(root=True)
+        if getattr(figure, "of_this_house", False):
+            figure.again = partial(plot, *args, **kwargs)
+        return ax
+
+    return drawn
 
 
 def new_axes(ax: "Axes | None", height: float) -> "Axes":
-    """`ax`, or the Axes of a new figure 9 inches wide, in the house style."""
+    """`ax`, or the Axes of a new figure as wide as `WIDTH` says, in the house style."""
     import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     if ax is None:
-        figure: Any = plt.figure(figsize=(9, height), layout="constrained")
+        make: Any = plt.figure if WIDTH.get() == WIDE else Figure  # only a wide one is shown by a notebook
+        figure = make(figsize=(WIDTH.get(), height), layout="constrained")
+        figure.of_this_house = True
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
         ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
-    ax.grid(color="#E5E5E5")
+    ax.grid(color=GRID)
     return ax
+
+
+def is_narrow(ax: "Axes") -> bool:
+    """Whether names stand above their bars, as beside them there is no room."""
+    return ax.get_figure(root=True).get_figwidth() < (WIDE + NARROW) / 2  # type: ignore[union-attr]
 
 
 def drawable(table: pd.DataFrame, source: str, *columns: str) -> pd.DataFrame:
@@ -72,29 +96,47 @@ def first_rows(table: pd.DataFrame, ax: "Axes") -> pd.DataFrame:
 
 
 def title(ax: "Axes", words: str) -> None:
-    """What the chart says, in one line, which is its text for whoever cannot see it."""
-    ax.set_title(words, loc="left", pad=12, fontweight="bold")
+    """What the chart says, which is its text for whoever cannot see it; in two lines where one is too short."""
+    ax.set_title(_wrapped(ax, words, 0.1), loc="left", pad=12, fontweight="bold")
 
 
 def subtitle(ax: "Axes", words: str) -> None:
     """What is drawn, in a line of its own below the title, which moves up for it."""
-    ax.set_title(ax.get_title(loc="left"), loc="left", pad=28, fontweight="bold")
+    words = _wrapped(ax, words, 0.068)
+    pad = 28 + 13 * words.count("\n")
+    ax.set_title(ax.get_title(loc="left"), loc="left", pad=pad, fontweight="bold")
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    ax.annotate(words, (0, 1), xytext=(0, 14), fontsize=9, color="#555555", gid="subtitle", **place)
+    ax.annotate(words, (0, 1), xytext=(0, 15), fontsize=9, color=FAINT, gid="subtitle", **place)
 
 
-def mark_cards(ax: "Axes", across: bool = False) -> None:
-    """Thin lines at the memory of common cards, as far as the axis of GiB reaches; `across`: that is the y axis."""
-    low, high = ax.get_ylim() if across else ax.get_xlim()
-    draw = ax.axhline if across else ax.axvline
-    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#777777", "gid": "card"}
-    style |= {"xycoords": ("axes fraction", "data") if across else ("data", "axes fraction")}
-    for card in CARDS:
-        if low < card <= high:
-            draw(card, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
-            place, shift = ((0, card), (3, 0)) if across else ((card, 1), (0, 2))
-            align = {"va": "center", "bbox": PLATE | {"alpha": 1}} if across else {"ha": "center"}
-            ax.annotate(f"{card} GiB", place, xytext=shift, **style, **align)
+def _wrapped(ax: "Axes", words: str, letter: float) -> str:
+    """The words in lines that the figure has room for, by how many inches a letter takes."""
+    width = ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    return "\n".join(textwrap.wrap(words, max(20, int((width - _names_width(ax) - 0.4) / letter)))) or words
+
+
+def _names_width(ax: "Axes") -> float:
+    """The inches that the names beside the bars take, by how wide a letter is."""
+    return 0.08 * min(max((len(label.get_text()) for label in ax.get_yticklabels()), default=0), 60)
+
+
+def words_of(ax: "Axes") -> tuple[str, str]:
+    """The title and the subtitle of a chart, each in one line."""
+    below = next((text.get_text() for text in ax.texts if text.get_gid() == "subtitle"), "")
+    return " ".join(ax.get_title(loc="left").split()), " ".join(below.split())
+
+
+def mark_cards(ax: "Axes") -> None:
+    """Thin lines at the memory of common cards, as far as the axis of GiB reaches; names that have room."""
+    low, high = ax.get_xlim()
+    style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+    room = (high - low) * (0.12 if is_narrow(ax) else 0.05)
+    last = low - room
+    for card in (card for card in CARDS if low < card <= high):
+        ax.axvline(card, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
+        if card - last >= room:
+            ax.annotate(f"{card} GiB", (card, 1), xytext=(0, 2), fontsize=8, color=FAINT, gid="card", **style)
+            last = card
 
 
 def _layers_in_words(layers: pd.Series) -> str:
@@ -108,16 +150,29 @@ def _layers_in_words(layers: pd.Series) -> str:
 def rows_height(rows: int, each: float) -> float:
     """The inches for some rows of bars: `each` for a few, and as little as a line of text takes for hundreds."""
     rows = min(rows, MOST_ROWS)
+    if WIDTH.get() < WIDE:
+        return rows * max(0.38, min(each + 0.15, 16 / max(rows, 1)))
     return rows * max(0.19, min(each, 8 / max(rows, 1)))
 
 
+def bars(ax: "Axes", ends: Iterable[float], height: float = 0.8, **style: Any) -> None:
+    """Horizontal bars, one per row; lower on a narrow figure, where each has its name above it."""
+    ends = list(ends)
+    ax.barh(range(len(ends)), ends, height=height / 2 if is_narrow(ax) else height, **style)
+
+
 def name_rows(ax: "Axes", names: Iterable[str]) -> list[str]:
-    """Name the rows of a horizontal bar chart, first at the top; room at the right for the labels of the bars."""
+    """Name the rows of a horizontal bar chart, first at the top; on a narrow figure above the bars."""
     names = [visible(name) for name in names]
-    ax.set_yticks(range(len(names)), names)
+    beside = [] if is_narrow(ax) else names
+    ax.set_yticks(range(len(names)), beside or [""] * len(names))
     for label in ax.get_yticklabels():
         label.set_parse_math(False)  # a file may be called $x$
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    if not beside:
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        for row, name in enumerate(names):
+            ax.annotate(name, (0, row - 0.2), xytext=(3, 2.5), gid="name", parse_math=False, bbox=PLATE, **place)
+    ax.set_ylim(len(names) - (0.4 if beside else 0.6), -0.6 if beside else -0.7)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     return names
@@ -128,12 +183,16 @@ def label_bars(ax: "Axes", ends: Iterable[float], labels: Iterable[str]) -> None
     labels = list(labels)
     for row, (end, label) in enumerate(zip(ends, labels, strict=True)):
         ax.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", bbox=PLATE)
-    name = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
-    width = 8.6 - 0.08 * min(name, 60)  # inches for bars and labels, by how wide a letter is
+    width = ax.get_figure(root=True).get_figwidth() - 0.4 - _names_width(ax)  # type: ignore[union-attr]
     share = (0.15 + 0.072 * max(map(len, labels), default=0)) / width
-    ax.set_xlim(0, (ax.get_xlim()[1] or 1) / max(0.3, 1 - share))
+    low, high = ax.get_xlim()
+    if ax.get_xscale() == "log":
+        ax.set_xlim(low, low * (high / low) ** (1 / max(0.25, 1 - share)))
+    else:
+        ax.set_xlim(0, (high or 1) / max(0.25, 1 - share))
 
 
+@redrawn
 def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the size of every file of `list_files`, largest first; x in GiB or MiB, labels with the exact unit."""
     files = drawable(files, "list_files", "file", "size", "parameters")
@@ -142,7 +201,7 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     unit, scale = ("GiB", 2**30) if files["size"].max() >= 2**30 else ("MiB", 2**20)
     drawn = first_rows(files, ax)
     sizes = drawn["size"] / scale
-    ax.barh(range(len(drawn)), sizes, color=NEUTRAL)
+    bars(ax, sizes, color=NEUTRAL)
     name_rows(ax, drawn["file"])
     label_bars(ax, sizes, map(format_bytes, drawn["size"]))
     weights = files.loc[files["parameters"].notna(), "size"].sum() / max(files["size"].sum(), 1)
@@ -152,6 +211,7 @@ def plot_storage(files: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+@redrawn
 def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters in each shard of `read_tensors`, split by component; x in millions or billions."""
     table = _by_component(tensors, "file")
@@ -159,7 +219,7 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     whole, rows, table = table.to_numpy().sum(), len(table), first_rows(table, ax)
     totals = table.sum(axis=1)
     unit, scale = _unit(totals.max())
-    _stack(ax.barh, range(len(table)), table / scale, "left")
+    stack_bars(ax, table / scale, COLOURS)
     name_rows(ax, table.index)
     label_bars(ax, totals / scale, map(format_count, totals))
     title(ax, f"{format_count(whole)} parameters in {rows:,} file{'s' * (rows != 1)}")
@@ -169,12 +229,13 @@ def plot_parameters(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+@redrawn
 def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters of each component of `read_tensors`, largest first, with their share."""
     totals = _known(tensors).groupby("component")["parameters"].sum().sort_values(ascending=False)
-    ax = new_axes(ax, 1.4 + 0.45 * len(totals))
+    ax = new_axes(ax, 1.4 + rows_height(len(totals), 0.45))
     unit, scale = _unit(totals.max())
-    ax.barh(range(len(totals)), totals / scale, color=[COLOURS[component] for component in totals.index])
+    bars(ax, totals / scale, color=[COLOURS[component] for component in totals.index])
     name_rows(ax, totals.index)
     shares = totals / max(totals.sum(), 1)
     labels = [f"{format_count(n)}, {format_share(share)}" for n, share in zip(totals, shares, strict=True)]
@@ -190,6 +251,7 @@ def plot_components(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+@redrawn
 def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Columns: the parameters of each layer of `read_tensors`, split by component; first, what is in no layer."""
     tensors = drawable(tensors, "read_tensors", "layer")
@@ -198,8 +260,8 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax = new_axes(ax, 4)
     table = first_rows(layers, ax)
     unit, scale = _unit(table.sum(axis=1).max())
-    _stack(ax.bar, table.index, table / scale, "bottom")
-    step = max(1, len(table) // 16)  # room for about 16 numbers below the columns
+    _stack_columns(ax, table / scale)
+    step = max(1, len(table) // (6 if is_narrow(ax) else 16))  # numbers that have room below the columns
     ticks = [layer for layer in table.index if layer == outside or layer % step == 0]
     ax.set_xticks(ticks, ["outside" if layer == outside else str(layer) for layer in ticks])
     ax.grid(visible=False, axis="x")
@@ -211,6 +273,7 @@ def plot_layers(tensors: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+@redrawn
 def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the parameters of each model of `compare_models`, split by component; labels with what is stored."""
     shares = [f"{name}_share" for name in COMPONENTS]
@@ -219,7 +282,7 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     table = first_rows(models, ax)
     parts = {name: table["parameters"] * table[f"{name}_share"] for name in COMPONENTS if table[f"{name}_share"].any()}
     unit, scale = _unit(table["parameters"].max())
-    _stack(ax.barh, range(len(table)), pd.DataFrame(parts) / scale, "left")
+    stack_bars(ax, pd.DataFrame(parts) / scale, COLOURS)
     name_rows(ax, table.index)
     sizes = zip(table["parameters"], table["bytes"], strict=True)
     label_bars(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
@@ -255,21 +318,40 @@ def _known(tensors: pd.DataFrame) -> pd.DataFrame:
     return tensors
 
 
-def _stack(bars: Callable[..., Any], places: Sequence[float], table: pd.DataFrame, base: str) -> None:
-    """Draw the columns of `table` on top of one another with `ax.bar` (base: bottom) or `ax.barh` (base: left)."""
+def stack_bars(ax: "Axes", table: pd.DataFrame, colours: dict[str, str]) -> None:
+    """The columns of `table` one after the other in each row's bar, with a thin gap between them."""
+    starts = table.cumsum(axis=1) - table
+    for part in table:
+        bars(ax, table[part], left=starts[part], color=colours[str(part)], label=part, edgecolor=PAPER, linewidth=0.5)
+
+
+def _stack_columns(ax: "Axes", table: pd.DataFrame) -> None:
     starts = table.cumsum(axis=1) - table
     for component in table:
-        style = {"color": COLOURS[component], "label": component, base: starts[component]}
-        bars(places, table[component], **style)
+        style: dict[str, Any] = {"color": COLOURS[component], "label": component, "bottom": starts[component]}
+        ax.bar(table.index, table[component], **style)
 
 
 def legend(ax: "Axes") -> None:
-    """The names of the colours, in rows below the axis, four lines of text down: clear of its label at any height."""
+    """The names of the colours, in the order of the parts, below the axis and clear of its label at any height."""
     count = len(ax.get_legend_handles_labels()[1])
     if not count:
         return
-    columns = min(count, 5)  # as many as fill the width
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=columns, frameon=False)
+    columns = min(count, 3 if is_narrow(ax) else 5)  # as many as fill the width
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4}
+    ax.legend(ncols=columns, frameon=False, columnspacing=1, handlelength=1, **place)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places from 0 to 1, moved as little as needed so that no two are closer than the gap."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else max(place, 0.0))
+    over = max(moved[-1] - 1, 0.0) if moved else 0.0
+    for number in range(len(moved) - 1, -1, -1):  # what has left at the top is pushed back, and pushes others
+        most = 1.0 if number == len(moved) - 1 else moved[number + 1] - gap
+        moved[number] = min(moved[number], most) if over else moved[number]
+    return moved
 
 
 def _unit(largest: float) -> tuple[str, float]:

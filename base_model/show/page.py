@@ -1,5 +1,6 @@
 """The notebook, executed on a model, and the page without code made from it. No shell: a name is only a name."""
 
+import base64
 import os
 import tempfile
 import uuid
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from base_model import ModelError, brief
 from base_model.hub.locate import CHECKOUT, hub_id_of, is_complete, local_folder
+from base_model.show.article import about_run, article, stamp
+from base_model.show.drawing import __name__ as DRAWINGS
 
 NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
 RUNS = Path("runs")
@@ -56,12 +59,14 @@ def run_notebook(place: Path | str) -> Path:
     client = NotebookClient(
         notebook, timeout=None, record_timing=False, coalesce_streams=True, config=Config(KernelManager=_connection()),
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        extra_arguments=[f"--IPKernelApp.extra_extensions={DRAWINGS}"],  # charts carry their SVG along
     )  # fmt: skip
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
         words = f"{error.ename}: {brief(Exception(error.evalue))}"
         raise ModelError(f"A cell of the notebook failed, so nothing was saved. {words}") from error
+    stamp(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / NOTEBOOK.name)
     write_page(folder / NOTEBOOK.name)
@@ -77,13 +82,21 @@ def _connection() -> dict[str, str]:
 
 def write_page(notebook: Path) -> Path:
     """`report.html` beside an executed notebook: text, tables and charts in one file, no code, no network."""
+    import nbformat
     from nbconvert import HTMLExporter
 
+    executed = nbformat.read(notebook, as_version=4)
+    about = about_run(executed, notebook)
     exporter = HTMLExporter(
         template_name="report_page", extra_template_basedirs=[str(Path(__file__).parent)],
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
+        filters={"as_base64": _as_base64},
     )  # fmt: skip
-    html, _ = exporter.from_filename(str(notebook), resources={"metadata": {"name": notebook.stem}})
+    html, _ = exporter.from_notebook_node(article(executed, about["model"]), resources={"about": about})
     page = notebook.with_name("report.html")
     page.write_text(html, encoding="utf-8")
     return page
+
+
+def _as_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

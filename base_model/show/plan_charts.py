@@ -6,19 +6,28 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
-from base_model.show.answer_charts import DARK, method_colour, spread
+from base_model.show.answer_charts import method_colour
 from base_model.show.charts import (
+    CARDS,
     COLOURS,
+    INK,
     MOST_ROWS,
     NEUTRAL,
+    PAPER,
+    PLATE,
+    bars,
     drawable,
     first_rows,
+    is_narrow,
     label_bars,
     legend,
     mark_cards,
     name_rows,
     new_axes,
+    redrawn,
     rows_height,
+    spread,
+    stack_bars,
     subtitle,
     title,
 )
@@ -29,16 +38,16 @@ if TYPE_CHECKING:
 GIB = 2**30
 MOST_LINES, MOST_TICKS = 12, 16  # as many as can be told apart, and as many as have room
 OUTSIDE = -3  # the place of what is in no layer, clear of layer 0
-# One hue, the lighter the fewer bits; no colour of a component or a method.
-PRECISION_COLOURS = {"float32": "#08306B", "bfloat16": "#2171B5", "int8": "#6BAED6", "nf4": "#9ECAE1"}
 # The parts of training memory, as they are stacked. The embedding keeps its colour of the other charts; the logits have
 # that of the head, which makes them.
 PARTS = {
-    "embedding": COLOURS["embedding"], "other weights": COLOURS["other"], "adapter": "#AA4499", "gradients": "#F0E442",
-    "optimizer": "#8C564B", "activations": "#88CCEE", "logits": COLOURS["head"], "temporary": "#555555",
+    "embedding": COLOURS["embedding"], "other weights": COLOURS["other"], "adapter": "#AA4499", "gradients": "#6E9C1E",
+    "optimizer": "#8C564B", "activations": "#1E95B5", "logits": COLOURS["head"], "temporary": "#5F6670",
 }  # fmt: skip
+STYLES = ("-", "--", "-.", ":")  # of the precisions, which are no part of a model and so have no colour
 
 
+@redrawn
 def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Lines: the memory of `plan_inference` against the context, one per precision; the device's free memory across."""
     columns = ("precision", "context", "weights_bytes", "total_bytes", "usable_bytes", "device")
@@ -46,21 +55,20 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     if plan.empty:
         raise ModelError("This table has no rows to draw. Give the table of `plan_inference`.")
     ax = new_axes(ax, 4.6)
-    for precision, rows in list(plan.groupby("precision", sort=False))[:MOST_LINES]:
+    for number, (precision, rows) in enumerate(list(plan.groupby("precision", sort=False))[:MOST_LINES]):
         known = rows.dropna(subset="total_bytes")
         totals = known["total_bytes"].astype(float) / GIB
-        style: dict[str, Any] = {"color": PRECISION_COLOURS.get(str(precision), NEUTRAL), "label": precision}
+        style: dict[str, Any] = {"color": NEUTRAL, "label": precision, "linestyle": STYLES[number % len(STYLES)]}
         ax.plot(known["context"], totals, marker="o", **style)
     usable = plan["usable_bytes"].iloc[0]
     limit = f"free on {plan['device'].iloc[0]}: {format_bytes(usable)}"
-    ax.axhline(usable / GIB, color=DARK, linestyle="--", label=limit)
+    ax.axhline(usable / GIB, color=INK, linewidth=1.2, label=limit)
     contexts = sorted(plan["context"].unique())
-    _log_axes(ax, contexts[:: -(-len(contexts) // MOST_TICKS)])
+    _log_axes(ax, contexts[:: -(-len(contexts) // (4 if is_narrow(ax) else MOST_TICKS))])
     _name_lines(ax)
-    mark_cards(ax, across=True)
     title(ax, longest_in_words(plan))
-    subtitle(ax, "Memory to run it, weights and KV cache, by the length of the text; one line per precision")
-    ax.set(xlabel="context (tokens, log scale)", ylabel="memory (GiB, log scale)")
+    subtitle(ax, "Memory to run it, weights and KV cache, by the length of the text, and the memory of common cards")
+    ax.set(xlabel="context (tokens, log scale)", ylabel="memory (log scale)")
     return ax
 
 
@@ -81,7 +89,11 @@ def _log_axes(ax: "Axes", contexts: list[Any]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{tokens:,}" for tokens in contexts])
     ax.set_yscale("log", base=2)
-    ax.yaxis.set_major_formatter("{x:g}")
+    low, high = ax.get_ylim()
+    cards = [card for card in CARDS if low <= card <= high]
+    ends = [2.0**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    ticks = cards + [end for end in ends if not CARDS[0] <= end <= CARDS[-1]]  # below and above the cards, powers of 2
+    ax.set_yticks(ticks, [f"{tick:g} GiB" if tick >= 1 else f"{tick * 1024:g} MiB" for tick in ticks])
     ax.minorticks_off()
 
 
@@ -90,24 +102,25 @@ def _name_lines(ax: "Axes") -> None:
     low, high = (math.log(end) for end in ax.get_ylim())
     *lines, limit = ((str(line.get_label()), list(map(float, line.get_ydata()))) for line in ax.get_lines())  # type: ignore[arg-type]
     ends = sorted((heights[-1], name) for name, heights in lines if heights)
-    places = spread([(math.log(end) - low) / (high - low) for end, _ in ends], 0.06)
+    places = spread([(math.log(end) - low) / (high - low) for end, _ in ends], 0.07)
     for (_, name), place in zip(ends, places, strict=True):
         ax.annotate(name, (1.02, place), xycoords="axes fraction", va="center", annotation_clip=False)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    ax.annotate(limit[0], (0.3, limit[1][0]), xytext=(0, 4), **beside)
+    ax.annotate(limit[0], (0.02, limit[1][0]), xytext=(0, 4), bbox=PLATE, **beside)
 
 
+@redrawn
 def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the trainable parameters of each adapter of `plan_adapters`, with their share and the file's size."""
     whole = drawable(plan, "plan_adapters", "adapter", "trainable", "share", "file_bytes")
     ax = new_axes(ax, 1.4 + rows_height(len(whole), 0.45))
-    plan = first_rows(whole, ax)
+    plan = first_rows(whole.sort_values("trainable", ascending=False, kind="stable"), ax)
     trainable = plan["trainable"].astype("Float64").fillna(0).astype(float) / 1e6
-    ax.barh(range(len(plan)), trainable, color=[method_colour(name) for name in plan["adapter"]])
+    bars(ax, trainable, color=[method_colour(name) for name in plan["adapter"]])
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
     title(ax, _fewest(whole))
-    subtitle(ax, "Trainable parameters of each adapter, their share of all, and the file that it is saved in")
+    subtitle(ax, "Trainable parameters of each adapter, with their share of all and the size of the file")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
 
@@ -128,18 +141,17 @@ def _adapter_label(row: Any) -> str:
     return f"{format_count(row.trainable)}, {row.share:.4%}{file}"
 
 
+@redrawn
 def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Stacked bars: what is in memory at the peak of a training step, one bar per method of `compare_training`."""
     whole = drawable(plan, "compare_training", "weights_bytes", "embedding_bytes", "peak_bytes")
     ax = new_axes(ax, 2 + rows_height(len(whole), 0.5))
-    plan = first_rows(whole, ax)
+    plan = first_rows(whole.sort_values("peak_bytes", kind="stable"), ax)
     sizes = plan.filter(like="_bytes").astype("Float64").fillna(0).astype(float) / GIB
     parts = sizes.rename(columns=lambda name: name.removesuffix("_bytes"))
     parts["other weights"] = parts["weights"] - parts["embedding"]
     parts = parts[[part for part in PARTS if part in parts and parts[part].any()]]
-    starts = parts.cumsum(axis=1) - parts
-    for part in parts:
-        ax.barh(range(len(plan)), parts[part], left=starts[part], color=PARTS[str(part)], label=part)
+    stack_bars(ax, parts, PARTS)
     name_rows(ax, plan["method"] if "method" in plan else ["step"] * len(plan))
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]
     label_bars(ax, sizes["peak_bytes"], labels)
@@ -183,9 +195,18 @@ def plot_insertion(tensors: pd.DataFrame, points: pd.DataFrame, ax: "Axes | None
     step = max(1, len(layers) // 14)
     shown = [layer for layer in layers if layer == OUTSIDE or (layer >= 0 and layer % step == 0)]
     ax.set_xticks(shown, ["outside" if layer == OUTSIDE else str(layer) for layer in shown])
-    title(ax, "Where the weights are (grey), and where the adapter trains (discs)")
+    title(ax, _most_trained(components, trained))
+    subtitle(ax, "Where the weights are (grey tiles), and where the adapter trains (discs)")
     ax.set(xlabel="layer" if last <= MOST_ROWS else f"layer (up to {MOST_ROWS:,} of {last:,})")
     return ax
+
+
+def _most_trained(components: list[str], trained: pd.DataFrame) -> str:
+    totals = trained.sum(axis=1)
+    if not totals.sum():
+        return "The adapter trains nothing here"
+    best = components[int(totals.to_numpy().argmax())]
+    return f"The adapter trains {format_share(totals[best] / totals.sum())} of its parameters in the {best}"
 
 
 def _tiles(ax: "Axes", weights: pd.DataFrame) -> None:
@@ -200,7 +221,7 @@ def _tiles(ax: "Axes", weights: pd.DataFrame) -> None:
 def _discs(ax: "Axes", trained: pd.DataFrame) -> None:
     areas = trained / max(trained.to_numpy().max(initial=0), 1) * 90  # square points
     for row, component in enumerate(trained.index):
-        style: dict[str, Any] = {"color": COLOURS[component], "edgecolor": "white", "linewidth": 0.4}
+        style: dict[str, Any] = {"color": COLOURS[component], "edgecolor": PAPER, "linewidth": 0.4}
         ax.scatter(trained.columns, [row] * trained.shape[1], s=areas.loc[component], **style)
 
 
@@ -215,20 +236,25 @@ def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str
     return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the training"
 
 
+@redrawn
 def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the peak of each row of `training_ladder`, with what its change brings against the first."""
-    ax = new_axes(ax, 2 + 0.45 * len(ladder))
+    ladder = ladder.sort_values("difference_bytes", kind="stable", na_position="last")
+    ax = new_axes(ax, 2 + rows_height(len(ladder), 0.45))
     peaks = ladder["peak_bytes"].astype("Float64").fillna(0).astype(float) / GIB
-    ax.barh(range(len(ladder)), peaks, color=[NEUTRAL] + ["#999999"] * (len(ladder) - 1))
+    bars(ax, peaks, color=[INK if start else NEUTRAL for start in ladder.index == 0])
     if len(peaks):
-        ax.axvline(peaks.iloc[0], color="#444444", linestyle="--", linewidth=1)
+        ax.axvline(peaks.get(0, 0), color=INK, linestyle="--", linewidth=1)
     name_rows(ax, ladder["change"])
     label_bars(ax, peaks, [_change_label(row) for row in ladder.itertuples()])
     known = ladder["difference_bytes"].dropna()
     best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
     mark_cards(ax)
     title(ax, f"{_capital(best)} saves most" if best else "No change saves memory")
-    subtitle(ax, "The peak of a training step from TRL's defaults on, one change per bar")
+    subtitle(
+        ax,
+        "The peak of a training step after one change each, beside that of TRL's defaults (dashed line)",
+    )
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
 

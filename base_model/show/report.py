@@ -6,6 +6,7 @@ import os
 import platform
 import stat
 from collections.abc import Mapping
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pandas as pd
 
 from base_model import ModelError, format_bytes, visible
 from base_model.show.answer_charts import plot_gpus, plot_recommendation
-from base_model.show.charts import picture, plot_components, plot_layers, plot_parameters, plot_storage
+from base_model.show.charts import picture, plot_components, plot_parameters, plot_storage, words_of
 from base_model.show.plan_charts import plot_adapters, plot_ladder, plot_memory, plot_training
 from base_model.show.run_charts import plot_limits, plot_runs
 from base_model.show.saving import in_home, reason, write_whole
+from base_model.show.sentences import best_rows
 from base_model.show.words import compare_runs, escape, markdown_table, takeaways
 
 SCHEMA = "base_model_visualize/report/1"  # the number grows when a name or a meaning changes
@@ -42,6 +44,7 @@ OF_TABLES = {  # those that have a chart and a takeaway of their own
     "limits": ("speed-limit.png", plot_limits),
 }
 MAX_BYTES = 50_000_000  # of one file of a report; those of the largest models have some hundred kilobytes
+Words = dict[str, tuple[str, str]]  # of each chart: title and subtitle
 LONG = 20  # rows; a longer table is folded in report.md
 
 
@@ -51,43 +54,44 @@ def save_report(
     """Write report.json, report.md and the charts; gives the path of report.md.
 
     `model` has its `name` and `commits`; `tables` are written in their order, of which `files`, and `runs` if there are
-    any, are drawn too. The same findings give the same bytes: no time of day, no path. Raises ModelError where the
+    any, are drawn too. The same findings give the same bytes on one day: no time, no path. Raises ModelError where the
     folder cannot be written, or holds a file of one of these names that no report has written, or that was changed.
     """
     runs = tables.get("runs", compare_runs([]))
     plans = {name: tables[name] for name in OF_TABLES if name in tables}
-    titles, files = _draw(tables, tensors, runs)
+    words, files = _draw(tables, tensors, runs)
     points = takeaways(tables["files"], tensors, runs, **plans, models=tables.get("model"))
-    files["report.md"] = _page(model, tables, titles, points).encode()
+    files["report.md"] = _page(model, tables, words, points).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = _require_own(folder, files)
         files["report.json"] = _sealed(_content(model, tables), before, files)
         write_whole({folder / name: content for name, content in files.items()})
     except (OSError, ValueError) as error:
-        words = f"The report cannot be written to {visible(str(folder))}: {reason(error)}. Give another folder."
-        raise ModelError(words) from error
+        fault = f"The report cannot be written to {visible(str(folder))}: {reason(error)}. Give another folder."
+        raise ModelError(fault) from error
     return folder / "report.md"
 
 
 def _draw(
     tables: Mapping[str, pd.DataFrame], tensors: pd.DataFrame, runs: pd.DataFrame
-) -> tuple[dict[str, str], dict[str, bytes]]:
-    """The charts under the notebook's names: `{file: title}`, a text for who cannot see them, and `{file: PNG}`."""
+) -> tuple[Words, dict[str, bytes]]:
+    """The charts under the notebook's names, the answer first: `{file: (title, subtitle)}` and `{file: PNG}`."""
     import matplotlib.pyplot as plt
 
+    planned = {file: plot(tables[name]) for name, (file, plot) in OF_TABLES.items() if len(tables.get(name, ()))}
     charts = {
+        **{file: ax for file, ax in planned.items() if file == "recommendation.png"},
         "storage-footprint.png": plot_storage(tables["files"]),
         "parameter-count.png": plot_parameters(tensors),
         "components.png": plot_components(tensors),
-        "layers.png": plot_layers(tensors),
         **({} if runs.empty else {"speed.png": plot_runs(runs)}),
-        **{file: plot(tables[name]) for name, (file, plot) in OF_TABLES.items() if len(tables.get(name, ()))},
+        **planned,
     }
     pictures = {name: picture(ax) for name, ax in charts.items()}
     for ax in charts.values():
         plt.close(ax.get_figure(root=True))  # a notebook would show it below the cell
-    return {name: ax.get_title(loc="left") for name, ax in charts.items()}, pictures
+    return {name: words_of(ax) for name, ax in charts.items()}, pictures
 
 
 def _require_own(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
@@ -150,6 +154,7 @@ def _content(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> di
         "schema": SCHEMA,
         "model": dict(model),
         "versions": _versions(),
+        "date": date.today().isoformat(),
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "units": UNITS,
         "tables": {name: _rows(table) for name, table in tables.items()},
@@ -174,13 +179,34 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _page(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], summary: str) -> str:
+def _page(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], words: Words, points: str) -> str:
+    """report.md: what it is of, the verdict and the summary, contents, numbered figures, tables."""
     commits = f"Commit {', '.join(model['commits'])}." if model["commits"] else "Its commit on the Hub is not known."
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
-    pictures = [f"![{escape(title)}]({file})" for file, title in titles.items()]
-    sections = [_section(name.replace("_", " ").capitalize(), table) for name, table in tables.items()]
-    head = [f"# {escape(model['name'])}", f"{commits} Made with {versions}.", summary]
-    return "\n\n".join([*head, *pictures, *sections]) + "\n"
+    made = f"{platform.system()} {platform.machine()}, {date.today().isoformat()}"
+    name = escape(model["name"])
+    head = [f"# {name}", f"{made}. {commits} Made with {versions}.", *_verdict(tables), "## Summary", points]
+    figures = [_figure(number, name, *one) for number, one in enumerate(words.items(), start=1)]
+    headings = {table: table.replace("_", " ").capitalize() for table in tables}
+    contents = [f"- [{escape(title)}](#{_anchor(title)})" for title in ("Figures", *headings.values())]
+    sections = [_section(headings[table], rows) for table, rows in tables.items()]
+    return "\n\n".join([*head, "## Contents", "\n".join(contents), "## Figures", *figures, *sections]) + "\n"
+
+
+def _verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The best methods, where they were planned; the first figure shows them too."""
+    answer = tables.get("recommendation")
+    return [] if answer is None or answer.empty else [markdown_table(best_rows(answer))]
+
+
+def _figure(number: int, model: str, file: str, words: tuple[str, str]) -> str:
+    title, subtitle = map(escape, words)
+    return f"![{title}. {subtitle}]({file})\n\n**Figure {number}. {title}.** {subtitle}. Model: {model}."
+
+
+def _anchor(title: str) -> str:
+    """As GitHub and most viewers make it of a heading."""
+    return title.lower().replace(" ", "-")
 
 
 def _section(title: str, table: pd.DataFrame) -> str:

@@ -6,13 +6,15 @@ import pandas as pd
 
 from base_model import ModelError, format_share
 from base_model.show.charts import (
+    INK,
     NEUTRAL,
+    bars,
     drawable,
     first_rows,
     label_bars,
-    legend,
     name_rows,
     new_axes,
+    redrawn,
     rows_height,
     subtitle,
     title,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@redrawn
 def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: decoding speed of each run of `compare_runs`, labelled with the time to the first token."""
     table = drawable(table, "compare_runs", "method", "device", "dtype", "first_token_s", "tokens_per_s")
@@ -31,7 +34,7 @@ def plot_runs(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     table = first_rows(table, ax)
     speeds = table["tokens_per_s"].fillna(0)
     half = speeds * (table["spread"].fillna(0) if "spread" in table else 0) / 2
-    ax.barh(range(len(table)), speeds, color=NEUTRAL, xerr=half, ecolor="#444444", capsize=3)
+    bars(ax, speeds, color=NEUTRAL, xerr=half, ecolor=INK, capsize=3)
     name_rows(ax, table["method"] + ", " + table["device"] + ", " + table["dtype"])
     label_bars(ax, speeds + half, [_run_label(run) for run in table.itertuples()])
     title(ax, _fastest(table))
@@ -53,6 +56,7 @@ def _run_label(run: Any) -> str:
     return f"{speed}, first token {wait}"
 
 
+@redrawn
 def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Bars: the decoding speed of each run of `speed_limit` inside the speed that memory bandwidth allows."""
     columns = ("method", "device", "dtype", "tokens_per_s", "limit_tokens_per_s", "share")
@@ -62,15 +66,14 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax = new_axes(ax, 2 + rows_height(len(limits), 0.45))
     limits = first_rows(limits, ax)
     speeds, most = limits["tokens_per_s"].fillna(0), limits["limit_tokens_per_s"].fillna(0)
-    ax.barh(range(len(limits)), most, color="#E5E5E5", label="limit: bandwidth over bytes per token")
-    ax.barh(range(len(limits)), speeds, height=0.5, color=NEUTRAL, label="measured")
+    bars(ax, most, color="none", edgecolor=INK, linestyle="--")
+    bars(ax, speeds, color=NEUTRAL)
     name_rows(ax, limits["method"] + ", " + limits["device"] + ", " + limits["dtype"])
     label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
     shares = limits["share"].dropna()
     title(ax, f"Decoding reaches {shares.max():.0%} of what memory allows" if len(shares) else "No limit is known")
-    subtitle(ax, "Tokens per second of each run, and as many as the memory's bandwidth could feed")
+    subtitle(ax, "Tokens per second of each run, and as many as the memory's bandwidth could feed (dashed frame)")
     ax.set(xlabel="decoding speed (tokens/s)")
-    legend(ax)
     return ax
 
 

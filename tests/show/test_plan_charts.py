@@ -22,8 +22,8 @@ def training():
 def test_training_bars_end_at_the_peak(training):
     ax = mt.plot_training(training)
     ends = {round(bar.get_y() + bar.get_height() / 2): bar.get_x() + bar.get_width() for bar in ax.patches}
-    assert ends == {0: 12, 1: 11}
-    assert [text.get_text() for text in ax.texts if text.get_gid() is None] == ["12.00 GiB", "11.00 GiB"]
+    assert ends == {0: 11, 1: 12}  # the lightest first
+    assert [text.get_text() for text in ax.texts if text.get_gid() is None] == ["11.00 GiB", "12.00 GiB"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "embedding", "other weights", "gradients", "activations", "logits",
     ]  # fmt: skip
@@ -51,16 +51,16 @@ def test_memory_has_a_line_per_precision_and_the_limit(toy, monkeypatch):
     assert set(lines["free on cpu: 4.00 GiB"].get_ydata()) == {4}
     assert list(lines["float32"].get_ydata()) == list(plan["total_bytes"][:2].astype(float) / GIB)
     assert "tokens" in ax.get_xlabel()
-    assert "GiB" in ax.get_ylabel()
+    assert {"8 GiB", "4 GiB"} & {label.get_text() for label in ax.get_yticklabels()}
 
 
 def test_adapters_are_bars_with_count_share_and_file(toy):
     plan = mt.plan_adapters(toy)
     ax = mt.plot_adapters(plan)
-    assert [bar.get_width() * 1e6 for bar in ax.patches] == pytest.approx(list(plan["trainable"]))
+    assert [bar.get_width() * 1e6 for bar in ax.patches] == pytest.approx(sorted(plan["trainable"], reverse=True))
     row = plan.set_index("adapter").loc["IA-3"]
     expected = f"{row['trainable']:,}, {100 * row['share']:.4f}%, file {mt.format_bytes(row['file_bytes'])}"
-    assert ax.texts[3].get_text() == expected
+    assert expected in [text.get_text() for text in ax.texts]
 
 
 def test_insertion_lays_the_adapter_over_the_model(toy):

@@ -139,7 +139,7 @@ def test_a_report_has_three_faces(toy, tmp_path, runs):
 
     page = mt.write_report(toy, tmp_path / "new" / "report", {"runs": runs})
     folder = page.parent
-    charts = ["components.png", "layers.png", "parameter-count.png"]
+    charts = ["components.png", "parameter-count.png"]
     assert sorted(path.name for path in folder.iterdir()) == [
         *charts,
         "report.json",
@@ -150,7 +150,9 @@ def test_a_report_has_three_faces(toy, tmp_path, runs):
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# toy\n")
     assert all(f"]({name})" in text for name in [*charts, "speed.png", "storage-footprint.png"])
-    assert "![Weights take " in text
+    assert "![Weights take " in text and "**Figure 1. Weights take " in text
+    assert text.index("## Summary") < text.index("## Contents") < text.index("## Figures") < text.index("## Model")
+    assert "- [By component](#by-component)" in text and time.strftime("%Y-") in text.splitlines()[2]
     assert "| parameters | 26,912 |" in text
     assert not plt.get_fignums()  # a notebook would show them below the cell
 
@@ -204,7 +206,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-PICTURES = ["storage-footprint.png", "components.png", "layers.png", "parameter-count.png"]
+PICTURES = ["storage-footprint.png", "components.png", "parameter-count.png"]
 FILES = ["report.md", *PICTURES]
 
 
@@ -256,12 +258,12 @@ def test_a_chart_of_an_earlier_report_is_still_known_as_its_own(save, tmp_path, 
 
 
 def test_the_notebooks_own_charts_are_taken_up(toy, tmp_path):
-    saved = mt.save_chart(mt.plot_layers(mt.read_tensors(toy)), tmp_path / "layers.png").read_bytes()
+    saved = mt.save_chart(mt.plot_components(mt.read_tensors(toy)), tmp_path / "components.png").read_bytes()
     mt.write_report(toy, tmp_path)
-    assert contents(tmp_path)["layers.png"] == saved
+    assert contents(tmp_path)["components.png"] == saved
 
 
-@pytest.mark.parametrize("name", ["report.md", "layers.png", "report.json"])
+@pytest.mark.parametrize("name", ["report.md", "components.png", "report.json"])
 @pytest.mark.parametrize("target", ["mine", "nothing"])
 def test_nothing_is_written_through_a_link(name, target, save, tmp_path):
     (tmp_path / "mine").write_bytes(b"my own")
