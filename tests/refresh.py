@@ -34,9 +34,11 @@ def main(executed: Path) -> None:
         (CHARTS / executed.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, CHARTS / executed.parent.name / picture.name)
     with tempfile.TemporaryDirectory() as scratch:
-        draw_replica(write_llama_3b(Path(scratch) / "float32" / "Llama-3.2-3B-Instruct"))
         draw_comparison(Path(scratch) / "bfloat16")
-        draw_plans(Path(scratch) / "bfloat16" / "Llama-3.2-3B-Instruct")
+        as_on_hub = Path(scratch) / "bfloat16" / "Llama-3.2-3B-Instruct"
+        draw_replica(as_on_hub, "stored as bfloat16, as on the Hub")
+        draw_replica(write_llama_3b(Path(scratch) / "float32" / as_on_hub.name), "stored as float32", "-float32")
+        draw_plans(as_on_hub)
 
 
 def print_cards() -> None:
@@ -65,17 +67,14 @@ def _size(row: pd.Series) -> str:
     return f"batch {row['batch']}{', checkpointing' if row['checkpointing'] else ''}"
 
 
-def draw_replica(folder: Path) -> None:
+def draw_replica(folder: Path, stored: str, suffix: str = "") -> None:
     """The charts that need no weights, labelled as what they are."""
     files, tensors = mt.list_files(folder), mt.read_tensors(folder)
-    charts = {
-        "storage-footprint.png": mt.plot_storage(files),
-        "parameter-count.png": mt.plot_parameters(tensors),
-        "components.png": mt.plot_components(tensors),
-        "layers.png": mt.plot_layers(tensors),
-    }
+    charts = {"storage-footprint": mt.plot_storage(files), "parameter-count": mt.plot_parameters(tensors)}
+    if not suffix:
+        charts["components"] = mt.plot_components(tensors)
     for name, ax in charts.items():
-        _save(ax, CHARTS / folder.name / name, f"{folder.name} stored as float32")
+        _save(ax, CHARTS / folder.name / f"{name}{suffix}.png", f"{folder.name} {stored}")
 
 
 def draw_comparison(scratch: Path) -> None:
