@@ -1,6 +1,6 @@
 """The answer as pictures: every method by memory and pace, and common cards by the time they take."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,6 +11,8 @@ from base_model.show.charts import (
     MUTED,
     NEUTRAL,
     PAPER,
+    WIDE,
+    WIDTH,
     bars,
     drawable,
     first_rows,
@@ -20,6 +22,7 @@ from base_model.show.charts import (
     new_axes,
     redrawn,
     rows_height,
+    spread,
     subtitle,
     title,
 )
@@ -39,30 +42,65 @@ def method_colour(name: str) -> str:
 
 @redrawn
 def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """A row per method of `recommend`, best first: the memory that one text takes, with checkpointing (disc) and
-    without (ring), and the speed at the largest batch that fits and the published accuracy as its label.
+    """The methods of `recommend` by the memory that one text takes, the speed at the largest batch that fits and the
+    published accuracy. What does not fit lies at 0 tokens/s; where no speed is known, each method has a row.
     """
     columns = ("method", "checkpointing", "verdict", "least_bytes", "tokens_per_s", "accuracy")
     table = drawable(table, "recommend", *columns).dropna(subset="least_bytes")
     if table.empty:
         raise ModelError("No method could be planned, so there is nothing to draw. The column `why` says why.")
-    methods = list(table["method"].unique())
-    ax = new_axes(ax, 1.8 + rows_height(len(methods), 0.45))
-    for row, (method, pair) in enumerate(table.groupby("method", sort=False)):
-        colour, memory = method_colour(str(method)), pair["least_bytes"].astype(float) / GIB
-        ax.plot(memory, [row] * len(pair), color=colour, linewidth=2, zorder=2)
-        faces = [colour if checkpointing else PAPER for checkpointing in pair["checkpointing"]]
-        ax.scatter(memory, [row] * len(pair), s=70, c=faces, edgecolors=colour, linewidths=2, zorder=3)
-    name_rows(ax, methods)
+    speeds = table["tokens_per_s"].where(table["verdict"].isin(RUNS))
+    in_rows = WIDTH.get() < WIDE or speeds.isna().all()
+    ax = new_axes(ax, 1.8 + rows_height(table["method"].nunique(), 0.45) if in_rows else 5)
+    table = table.assign(memory=table["least_bytes"].astype(float) / GIB, speed=speeds.fillna(0).astype(float))
+    _in_rows(ax, table) if in_rows else _by_speed(ax, table)
+    title(ax, _finding(table))
+    subtitle(ax, IN_ROWS if in_rows else BY_SPEED)
+    ax.set(xlabel="memory at the peak of a training step with one text (GiB)")
+    return ax
+
+
+IN_ROWS = "Memory of one text, with checkpointing (disc) or without (ring); best speed, published accuracy"
+BY_SPEED = "Each method with checkpointing (disc) and without (ring); in brackets its published accuracy"
+GAP = 0.075  # of the height: as close as two labels may come
+
+
+def _in_rows(ax: "Axes", table: pd.DataFrame) -> None:
+    """A row per method, where there is no room for a second axis, or no speed to draw."""
     groups = [pair for _, pair in table.groupby("method", sort=False)]
-    ends = [pair["least_bytes"].max() / GIB for pair in groups]
+    for row, pair in enumerate(groups):
+        _pair(ax, pair, pair["memory"], pd.Series(row, pair.index))
+    name_rows(ax, [pair["method"].iloc[0] for pair in groups])
+    ends = [pair["memory"].max() for pair in groups]
     ax.set_xlim(0, max(ends) * 1.05)
     label_bars(ax, [end + max(ends) / 60 for end in ends], map(_pair_in_words, groups))
     mark_cards(ax)
-    title(ax, _finding(table))
-    subtitle(ax, "Memory of one text, with checkpointing (disc) or without (ring); best speed, published accuracy")
-    ax.set(xlabel="memory at the peak of a training step (GiB)")
-    return ax
+
+
+def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
+    """Memory and speed as axes; the names in a column at the right, each joined to its method's faster point."""
+    for _, pair in table.groupby("method", sort=False):
+        _pair(ax, pair, pair["memory"], pair["speed"])
+    ax.set(ylabel="tokens/s at the largest batch that fits", ylim=(0, table["speed"].max() * 1.12))
+    ax.set_xlim(0, table["memory"].max() * 1.05)
+    ax.yaxis.set_major_formatter("{x:,.10g}")
+    mark_cards(ax)
+    named = table.sort_values("speed", kind="stable").drop_duplicates("method", keep="last")
+    heights = spread((named["speed"] / ax.get_ylim()[1]).tolist(), GAP)
+    place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
+    thread = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
+    for row, height in zip(named.itertuples(), heights, strict=True):
+        known = "" if pd.isna(row.accuracy) else f" ({row.accuracy:.3f})"
+        words = f"{row.method}{known}" + ("" if row.verdict in RUNS else ", does not fit")
+        ax.annotate(words, (row.memory, row.speed), xytext=(1.03, height), arrowprops=thread, **place)
+
+
+def _pair(ax: "Axes", pair: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
+    """One method: a disc with checkpointing, a ring without, and the line from one to the other."""
+    colour = method_colour(str(pair["method"].iloc[0]))
+    ax.plot(x, y, color=colour, linewidth=2, alpha=0.6, zorder=2)
+    faces = [colour if checkpointing else PAPER for checkpointing in pair["checkpointing"]]
+    ax.scatter(x, y, s=70, c=faces, edgecolors=colour, linewidths=2, zorder=3)
 
 
 def _pair_in_words(pair: pd.DataFrame) -> str:

@@ -85,15 +85,26 @@ def test_every_table_of_a_model_has_its_sentence(toy):
 # --- The picture of the answer
 
 
+def places_in(ax):
+    return sorted(tuple(offset) for one in ax.collections for offset in one.get_offsets())
+
+
 def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
     ax = mt.plot_recommendation(answer.fillna({"tokens_per_s": 500.0}))  # of a step that does not fit
-    places = [tuple(offset) for one in ax.collections for offset in one.get_offsets()]
-    assert sorted(places) == [(3, 1), (7, 0), (9, 0), (38, 2)]  # memory, and the row of the method
+    assert places_in(ax) == [(3, 900), (7, 1500), (9, 1400), (38, 0)]  # memory and speed
+    words = [text.get_text() for text in ax.texts]
+    names = ["LoRA r16, all linear (0.494)", "QLoRA r16, all linear", "full fine-tuning (0.472), does not fit"]
+    assert all(name in words for name in names)
+    assert [word for word in words if word.endswith(" GiB")] == ["8 GiB", "12 GiB", "16 GiB", "24 GiB"]
+    assert ax.get_title(loc="left") == "LoRA r16, all linear comes first of 2 methods that fit"
+
+
+def test_without_a_speed_each_method_is_a_row(answer):
+    ax = mt.plot_recommendation(answer.assign(tokens_per_s=float("nan")))
+    assert places_in(ax) == [(3, 1), (7, 0), (9, 0), (38, 2)]  # memory, and the row of the method
     words = [text.get_text() for text in ax.texts]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(answer["method"].unique())
-    assert words[:3] == ["1,500 tokens/s, 0.494", "900 tokens/s", "does not fit, 0.472"]
-    assert [word for word in words if word.endswith(" GiB")] == ["8 GiB", "12 GiB", "16 GiB", "24 GiB", "48 GiB"]
-    assert ax.get_title(loc="left") == "LoRA r16, all linear comes first of 2 methods that fit"
+    assert words[:3] == ["fits, 0.494", "fits", "does not fit, 0.472"]
 
 
 def test_a_method_has_one_colour_and_no_component_has_it():
