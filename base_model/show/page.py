@@ -12,7 +12,6 @@ from typing import Any
 from base_model import ModelError, brief
 from base_model.hub.locate import CHECKOUT, hub_id_of, is_complete, local_folder
 from base_model.read.folder import is_file, read_json
-from base_model.read.headers import open_file
 from base_model.show.saving import reason, write_whole
 
 NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
@@ -113,11 +112,9 @@ def _require_own(folder: Path, names: list[str]) -> dict[str, str]:
     """Only what a run wrote is replaced. Gives `{file: SHA-256}` of what was written. Raises ModelError."""
     written = read_json(folder / WRITTEN) if os.path.lexists(folder / WRITTEN) else {}
     for path in (folder / name for name in names):
-        if os.path.lexists(path) and (
-            path.is_symlink() or not is_file(path) or _digest(path) != written.get(path.name)
-        ):
+        if os.path.lexists(path) and _digest(path) != written.get(path.name, ""):
             raise ModelError(
-                f"{path} is not as a run has written it: it is yours, or was changed. Move it away, then run this again."
+                f"{path} is not as a run has written it: it is yours, or was changed. Move it away, and run this again."
             )
     return written
 
@@ -128,11 +125,14 @@ def _save(folder: Path, files: Mapping[str, bytes]) -> None:
     written |= {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     note = {WRITTEN: f"{json.dumps(written, indent=1)}\n".encode()}
     try:
-        write_whole({folder / name: content for name, content in (files | note).items()})
+        write_whole({folder / name: content for name, content in {**files, **note}.items()})
     except OSError as error:
         raise ModelError(f"The run cannot be written to {folder}: {reason(error)}. Free some space.") from error
 
 
-def _digest(path: Path) -> str:
-    with open_file(path) as file:
+def _digest(path: Path) -> str | None:
+    """A file's SHA-256; None for a link, through which nothing is written, and for what is no file."""
+    if path.is_symlink() or not is_file(path):
+        return None
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -113,7 +113,7 @@ def test_a_full_disk_is_one_sentence(notebook, toy, monkeypatch):
 
     notebook("print(1)")
     monkeypatch.setattr(page, "write_whole", full)
-    with pytest.raises(mt.ModelError, match="cannot be written to runs.*No space left"):
+    with pytest.raises(mt.ModelError, match=r"cannot be written to runs.*No space left"):
         page.run_notebook(toy)
 
 
