@@ -22,7 +22,7 @@ class ModelWarning(UserWarning):
 def require_whole(name: str, value: object, least: int = 1) -> None:
     """Stop where a number of tokens or texts is not a whole one within reason. Raises ModelError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= MOST:
-        raise ModelError(f"{name} is a whole number from {least} to {MOST:,}, not {value!r}.")
+        raise ModelError(f"{name} must be a whole number from {least} to {MOST:,}, not {value!r}.")
 
 
 def format_bytes(n: int) -> str:
@@ -62,7 +62,7 @@ def visible_text(text: str) -> str:
 
 
 def storable(name: str) -> str:
-    """A name that a table can hold: bytes that are no UTF-8, which Arrow refuses, are written as escapes."""
+    """A name that a table can hold: bytes that are not UTF-8, which Arrow refuses, become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

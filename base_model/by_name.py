@@ -1,4 +1,4 @@
-"""What joins the rooms: a model by its name, handed to those that read, check, compare, run and report."""
+"""What joins the rooms: a model's name, handed to the rooms that read, check, compare, run and report."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -98,10 +98,10 @@ def list_tensors(model: str | Path) -> pd.DataFrame:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives; where it cannot, a printed sentence says why, and the answer is None.
+    """The function's result; or a printed sentence that says why there is none, and None.
 
-    For a page that goes on without what a model has not: a tokenizer, weights. An argument that is None was skipped
-    before and has been told, so this is skipped in silence.
+    For a page that goes on where a model lacks a tokenizer or weights. An argument that is None was skipped before,
+    with its reason, so this is skipped silently.
     """
     if any(argument is None for argument in arguments):
         return None
@@ -118,14 +118,14 @@ def run_folder(model: str | Path) -> Path:
 
 
 def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:
-    """The file of the data set, the project's own without one; None where the model has no tokenizer to read it with.
+    """The data file: yours, or else the project's own; None where the model has no tokenizer to read it.
 
-    A sentence says so, and plans then take texts of one length. Raises ModelError where there is no such file.
+    A printed sentence says so; plans then assume texts of one length. Raises ModelError where there is no such file.
     """
     if data and not Path(data).expanduser().is_file():
         raise ModelError(f"There is no file {visible(str(data))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
     if only_described(local_folder(model)):
-        print("There is no tokenizer to read the data with: every text is taken to be TOKENS long.")
+        print("This model has no tokenizer to read the data, so every text is assumed to be TOKENS long.")
         return None
     return Path(data).expanduser() if data else example_data(has_template(folder_of(model, with_tokenizer=True)))
 
@@ -157,7 +157,7 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
 
     `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps what was said.
 
-    An empty list, and a sentence that says why, for a model that is only on the Hub or a machine without accelerator.
+    An empty list, and a sentence that says why, for a model only on the Hub or a machine without an accelerator.
     """
     folder = local_folder(model)
     if (hub_id_of(model) and not is_complete(folder)) or only_described(folder):
@@ -173,7 +173,7 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
 def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.DataFrame] | None = None) -> Path:
     """Save what was found in `folder`: report.json (with versions, commit and units), report.md and the charts.
 
-    `more` adds tables by their names: `{"runs": comparison}`. Gives the path of report.md; `read_report` reads it back.
+    `more` adds tables by their names: `{"runs": comparison}`. Returns report.md's path; `read_report` reads it back.
     """
     more = {name: table for name, table in (more or {}).items() if table is not None}  # None: it was skipped
     files, tensors = list_files(model), read_tensors(model)
@@ -185,14 +185,14 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
 
 
 def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int) -> dict[str, pd.DataFrame]:
-    """Write the script of a row, run it here for some steps, and say what came of it, by name.
+    """Write the script for a row, run it here for some steps, and return the resulting tables by name.
 
     `plan` (`check`, `planned`, `measured`, `difference`), `loss` on the held-out part (`step`, `loss`), and `answers`
     to two of its questions (`prompt`, `base`, `tuned`).
     """
     require_whole("steps", steps, trial.LEAST)
     if not is_complete(local_folder(model)):
-        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` brings it.")
+        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` downloads it.")
     choice = choice_of(row)
     written = write_script(model, row, folder, data)
     config = read_architecture(local_folder(model))

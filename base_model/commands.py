@@ -39,9 +39,9 @@ Model = Annotated[
 # From the environment where it is not given: so `make` hands it over without a shell that could read it as a command.
 Named = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; else the variable MODEL.", show_default=False),
+    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; or else the variable MODEL.", show_default=False),
 ]
-Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Bring all of it, or read headers only.")]
+Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Download everything, or read headers only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
 
 
@@ -74,7 +74,7 @@ def files(model: Model, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(model: Model, as_json: AsJson = False) -> None:
-    """Compare what a model's files state twice.
+    """Compare the numbers that a model's files state twice.
 
     The exit code is 1 if any two numbers differ.
     """
@@ -94,7 +94,7 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Or its memory, such as 24GiB.", show_default=False)] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Your texts: the longest, and an epoch.", show_default=False)
+        Path | None, typer.Option(help="Your texts, for their lengths and the time of an epoch.", show_default=False)
     ] = None,
     devices: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
     as_json: AsJson = False,
@@ -178,7 +178,7 @@ def notebook(model: Named = None, download: Download = True) -> None:
 
 @app.command()
 def page(model: Named = None) -> None:
-    """Make the last run's page without code anew."""
+    """Rebuild the last run's page without code."""
     with _aside():
         usual = DEMO if is_complete(HERE / DEMO) else DEFAULT
         path = write_page(last_run(os.environ.get("MODEL", usual) if model is None else model))

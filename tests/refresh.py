@@ -1,6 +1,7 @@
-"""`make refresh`: renew what the repository shows, the notebook's outputs and the pictures in charts/.
+"""`make refresh`: renew what the repository shows: the notebook's outputs, the pictures in charts/, README's cards.
 
-The default model's pictures are drawn from a replica with its exact shapes and no weights, and say so.
+The default model's pictures are drawn from a replica with its exact shapes and no weights, and say so. The table from
+card to method takes some minutes; `python -m tests.refresh --cards` prints it alone, to be pasted into README.md.
 """
 
 import json
@@ -10,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import model_tools as mt
 from tests.folders import LLAMA_1B, LLAMA_3B, write_llama_3b, write_replica
 
@@ -18,6 +21,8 @@ STEPS = {  # what the chart itself does not say
     "gpus.png": "; LoRA r16 on all linear layers, 4 texts of 1,024 tokens",
     "recommendation.png": "; on an RTX 4090, texts of 1,024 tokens",
 }
+CARDS = ("RTX 3060", "T4", "RTX 4090", "L40S", "A100 PCIe 80GB")
+HEADINGS = "| card | start with | peak | tokens/s | full fine-tuning |\n|---|---|---:|---:|---|"
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
 
@@ -32,6 +37,32 @@ def main(executed: Path) -> None:
         draw_replica(write_llama_3b(Path(scratch) / "float32" / "Llama-3.2-3B-Instruct"))
         draw_comparison(Path(scratch) / "bfloat16")
         draw_plans(Path(scratch) / "bfloat16" / "Llama-3.2-3B-Instruct")
+
+
+def print_cards() -> None:
+    """README's table from card to method, for the default model as the Hub stores it; from its config.json alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch) / "Llama-3.2-3B-Instruct" / "config.json"
+        config.parent.mkdir()
+        config.write_text(json.dumps(LLAMA_3B | {"dtype": "bfloat16"}))
+        print(HEADINGS)
+        for gpu in CARDS:
+            print(card_row(gpu, mt.recommend(config.parent, gpu=gpu)), flush=True)
+
+
+def card_row(gpu: str, answer: pd.DataFrame) -> str:
+    """What a card does best, and whether all parameters can be trained on it."""
+    best, full = answer.iloc[0], answer[answer["method"].str.startswith("full")].iloc[0]
+    name = next(one for one in mt.gpus()["gpu"] if gpu in one).removeprefix("NVIDIA ")
+    optimizer = "8-bit Adam" if "8-bit" in full["method"] else "AdamW"
+    whole = f"{optimizer}, {_size(full)}" if full["verdict"] == "fits" else "no"
+    cells = [name, f"{best['method']}, {_size(best)}", mt.format_bytes(best["peak_bytes"])]
+    speed = float(format(best["tokens_per_s"], ".2g"))
+    return f"| {' | '.join(cells)} | {speed:,.0f} | {whole} |"
+
+
+def _size(row: pd.Series) -> str:
+    return f"batch {row['batch']}{', checkpointing' if row['checkpointing'] else ''}"
 
 
 def draw_replica(folder: Path) -> None:
@@ -83,4 +114,4 @@ def _save(ax: Any, path: Path, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    print_cards() if sys.argv[1:] == ["--cards"] else main(Path(sys.argv[1]).resolve())

@@ -142,7 +142,7 @@ def test_no_download_may_be_written_in_several_ways(answer, capsys):
 
 
 def test_another_answer_is_told():
-    with pytest.raises(mt.ModelError, match='DOWNLOAD is "yes" or "no"'):
+    with pytest.raises(mt.ModelError, match='DOWNLOAD must be "yes" or "no"'):
         mt.open_model("org/not-on-this-disk", "perhaps")
 
 

@@ -85,7 +85,7 @@ def test_train_writes_a_script_runs_it_and_shows_what_came_of_it(toy, tmp_path):
 
 def test_train_refuses_before_it_writes(toy, tmp_path):
     done = run("train", toy, "--steps", "1", cwd=tmp_path)
-    assert (done.returncode, "steps is a whole number from 3" in done.stderr) == (1, True)
+    assert (done.returncode, "steps must be a whole number from 3" in done.stderr) == (1, True)
     assert not (tmp_path / "runs").exists()
 
 
@@ -105,7 +105,7 @@ def test_a_fault_is_one_sentence_and_exit_code_1(tmp_path):
 def test_a_model_may_come_from_the_environment(verb, tmp_path):
     done = run(verb, MODEL="-rf x", cwd=tmp_path)
     assert done.returncode == 1 and "-rf x" in done.stderr and done.stderr.count("\n") == 1
-    assert run(verb, MODEL="").stderr.startswith("No model was named.")
+    assert run(verb, MODEL="").stderr.startswith("No model was given.")
 
 
 def test_wrong_usage_is_exit_code_2(toy):

@@ -130,7 +130,7 @@ def test_a_config_alone_runs_to_the_end(base_toy, tmp_path, monkeypatch):
     (folder / "config.json").write_bytes((base_toy / "config.json").read_bytes())
     notebook = executed(quick(), folder, tmp_path, monkeypatch, GPU="RTX 4090")
     said = printed(notebook)
-    assert "has a config.json but no weights" in said and "There is no tokenizer to read the data with" in said
+    assert "has a config.json but no weights" in said and "This model has no tokenizer to read the data" in said
     assert "35,232" in said and "Start with LoRA" in said
     skipped = [str(cell.outputs).count("Skipped: ") for cell in code_cells(notebook)]
     assert sum(skipped) >= 5 and max(skipped) <= 2  # a run on the CPU and one on an accelerator are one cell

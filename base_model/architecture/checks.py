@@ -149,5 +149,5 @@ def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
     except ModelError:  # an architecture that is not known here is no witness; `check_model` says so
         return
     if parameters is not None and not parameters.match:
-        words = f"The weights are packed: unpacked they are {parameters.found} parameters, the architecture has"
+        words = f"The packed weights unpack to {parameters.found} parameters, but the architecture has"
         warnings.warn(f"{words} {parameters.expected}.", ModelWarning, stacklevel=3)

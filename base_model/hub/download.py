@@ -1,4 +1,4 @@
-"""A download from the Hub: planned and said before it begins, stopped at once when asked, checked at its end."""
+"""A download from the Hub: planned and announced before it begins, stopped at once when asked, checked at the end."""
 
 import hashlib
 import re
@@ -61,7 +61,7 @@ def make_plan(model: HubId, folder: Path) -> Plan:
 
 
 def download(model: HubId, folder: Path) -> None:
-    """Bring every file that transformers needs into `folder`, after saying how much will come.
+    """Bring every file that transformers needs into `folder`, after saying how much that is.
 
     What is already there and came from the Hub is kept; nothing of another origin is overwritten. Ctrl-C stops it
     within two seconds and leaves the finished files. Raises ModelError for an access fault, a model that cannot be
@@ -140,7 +140,7 @@ def _require_usable(model: HubId, files: dict[str, int]) -> None:
     if not any(name in files for name in TOKENIZER_FILES):
         lacks.append("a tokenizer")
     if lacks:
-        raise ModelError(f"{model.name} has no {' and no '.join(lacks)}: it is not used here. Pick another model.")
+        raise ModelError(f"{model.name} has no {' and no '.join(lacks)}, so it cannot be used. Pick another model.")
 
 
 def _require_no_strangers(folder: Path, names: list[str]) -> None:
@@ -153,7 +153,7 @@ def _require_no_strangers(folder: Path, names: list[str]) -> None:
     if strangers:
         files = ", ".join(map(visible, strangers))
         raise ModelError(
-            f"{folder} already holds {files}, not downloaded by the Hub client or changed since; the download would "
+            f"{folder} already holds {files}, not downloaded by the Hub client or changed since. the download would "
             "replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
 

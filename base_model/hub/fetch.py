@@ -50,10 +50,10 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
 
 
 def open_model(model: str | Path, download_it: bool | str = True) -> Path | str:
-    """What the other functions should read: the complete local folder, downloaded if it must be and may be.
+    """What the other functions should read: the complete local folder, downloaded first if need be.
 
-    Without a download (False, "no"), or the disk space for one, the Hub id itself, which is then read over the network;
-    and of a folder without weights, its config.json. A sentence says so. Raises ModelError as `fetch_model` does.
+    With `download_it` False or "no", or too little disk space, the Hub id itself, to be read over the network; a folder
+    without weights is read from its config.json. A printed sentence says so. Raises ModelError as `fetch_model` does.
     """
     hub_id, folder, wanted = hub_id_of(model), local_folder(model), is_yes(download_it)
     if hub_id is None and only_described(folder):
@@ -73,16 +73,16 @@ def is_yes(answer: bool | str) -> bool:
     """Yes or no, as a command line or papermill writes it: "no", "False", "0", True. Raises ModelError."""
     word = str(answer).strip().lower()
     if word not in ("yes", "true", "1", "no", "false", "0"):
-        raise ModelError(f'DOWNLOAD is "yes" or "no", not {visible(repr(answer))}.')
+        raise ModelError(f'DOWNLOAD must be "yes" or "no", not {visible(repr(answer))}.')
     return word in ("yes", "true", "1")
 
 
 def hub_facts(model: str) -> pd.DataFrame:
-    """What the Hub tells of a model to anyone, gated or not, in one request; columns `fact`, `value` (text).
+    """What the Hub tells anyone about a model, gated or not, in one request; columns `fact`, `value` (text).
 
     Its page, commit, access, licence, files, parameters. Raises ModelError when there is no such model, or no Hub.
     """
     hub_id = access.parse_id(str(model))
     if hub_id is None:
-        raise ModelError(f'{model} is no Hub id; those have the form "org/name".')
+        raise ModelError(f'{model} is not a Hub id, which has the form "org/name".')
     return pd.DataFrame(access.public_facts(hub_id).items(), columns=["fact", "value"])

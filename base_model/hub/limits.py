@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 class OverLimitError(Exception):
-    """What the other side does, in words that follow "given up, since it"."""
+    """What the other side did, in words that follow "gave up: it"."""
 
 
 class StoppedError(Exception):
@@ -185,7 +185,7 @@ def _answered(response: Any) -> None:
     is_error = response.status_code >= 300
     if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         if not is_error:
-            raise OverLimitError("sent a compressed answer, which was not asked for")
+            raise OverLimitError("sent a compressed answer, which was not requested")
         del response.headers["Content-Encoding"]  # its words are not read
     response.stream = _counted(response.stream, watch, is_error)
 
@@ -218,7 +218,7 @@ def _counted(stream: Any, watch: Watch, is_error: bool) -> Any:
                 if total > limit and is_error:
                     return
                 if total > limit:
-                    raise OverLimitError(f"sent more than {format_bytes(limit)} where no more can be right")
+                    raise OverLimitError(f"sent more than {format_bytes(limit)} which cannot be right")
                 yield piece
 
         def close(self) -> None:

@@ -21,7 +21,7 @@ NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-I
 
 def _path(model: str | Path) -> Path:
     if not str(model).strip():
-        raise ModelError(f"No model was named. {NEXT_STEP}")
+        raise ModelError(f"No model was given. {NEXT_STEP}")
     return Path(model).expanduser()
 
 
@@ -84,7 +84,7 @@ def locate(model: str | Path, with_tokenizer: bool = False) -> Located:
     if not is_folder(folder):
         raise ModelError(f"There is no folder {folder}. {NEXT_STEP}{nearest(folder)}")
     if not any(is_file(folder / name) for name in names_in(folder)):
-        raise ModelError(f"{folder} holds no file: {explain_absence(folder)}. {NEXT_STEP}")
+        raise ModelError(f"{folder} holds no files: {explain_absence(folder)}. {NEXT_STEP}")
     return Located(folder)
 
 

@@ -108,7 +108,7 @@ def _write(path: Path, content: bytes, size: int) -> None:
             file.write(content)
             file.truncate(size)  # what lies beyond the content is a hole
     except (OSError, OverflowError) as error:  # too long a name, too large a size, or a file where a folder must be
-        words = f"{visible(path.name)}, {size:,} bytes, cannot be laid out in {tempfile.gettempdir()}"
+        words = f"{visible(path.name)}, {size:,} bytes, cannot be created in {tempfile.gettempdir()}"
         raise ModelError(f"{words}: {error}. Set TMPDIR to another disk, or pick another model.") from error
 
 
@@ -119,7 +119,7 @@ def _header_guesses(folder: Path, sizes: dict[str, int]) -> dict[str, int]:
     except ModelError as error:
         raise ModelError(f"On the Hub, {str(error).removesuffix(AGAIN)}Tell the model's authors.") from error
     if index is None and SINGLE_FILE not in sizes:
-        raise ModelError(f"There is neither {SINGLE_FILE} nor {INDEX_FILE} on the Hub: no headers to read there.")
+        raise ModelError(f"There is neither {SINGLE_FILE} nor {INDEX_FILE} on the Hub: there are no headers to read.")
     # 100 kB are what the Hub client asks for, enough for 97 % of models; adapters and other strays are listed too
     flat = (name for name in sizes if "/" not in name and not name.startswith("consolidated"))
     guesses = {name: 100_000 for name in flat if name.endswith(".safetensors")}

@@ -22,7 +22,7 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     """The adapters that most people choose from, as `{name: PeftConfig}`.
 
     Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, or, in
-    a model without attention, those that stand in its place, and IA-3 and LN tuning all that there are.
+    a model without attention, those that replace it, and IA-3 and LN tuning all of them.
     """
     bitsandbytes()
     from peft import IA3Config, LNTuningConfig, LoraConfig
@@ -88,7 +88,7 @@ def plan_adapters(config: Any, adapters: dict[str, Any] | None) -> pd.DataFrame:
     """One row per adapter, in `COLUMNS`; a method that PEFT cannot build without weights has <NA> and says so."""
     if not (adapters is None or isinstance(adapters, dict)):
         raise ModelError(
-            f'Adapters are given by name, such as {{"mine": LoraConfig(r=8)}}, not as {type(adapters).__name__}.'
+            f'Give adapters by name, such as {{"mine": LoraConfig(r=8)}}, not as {type(adapters).__name__}.'
         )
     plain = skeleton_of(config)
     # A default may not suit every architecture, which is no reason to lose the others; what a user gives must be right.
@@ -133,7 +133,8 @@ def attach(skeleton: Any, adapter: Any) -> Any:
     import torch
 
     if not isinstance(adapter, peft.PeftConfig):
-        raise ModelError(f"An adapter is a PeftConfig, such as peft.LoraConfig(r=16), not {type(adapter).__name__}.")
+        name = type(adapter).__name__
+        raise ModelError(f"An adapter must be a PeftConfig, such as peft.LoraConfig(r=16), not {name}.")
     names = ", ".join(linear_modules(skeleton))  # before PEFT changes it
     try:
         with torch.device("meta"), warnings.catch_warnings():
@@ -198,11 +199,11 @@ def _notes(points: pd.DataFrame, plain: Any, adapter: Any, size: int | None) -> 
     if beside := _beside_the_text(points, plain):
         yield f"acts in {', '.join(beside)}, too"
     if adapter.is_prompt_learning:
-        yield "the file holds the prompt alone, without an encoder that is trained with it"
+        yield "the file holds only the prompt, not the encoder trained with it"
     elif str(adapter.peft_type.value) == "ADALORA":
-        yield f"as it starts, at rank {adapter.init_r}: training prunes it to {adapter.target_r} on average"
+        yield f"shown at its starting rank, {adapter.init_r}: training prunes it to {adapter.target_r} on average"
     if size is None:
-        yield "PEFT looks at the values to save it: the size of its file is not known without weights"
+        yield "PEFT needs the values to save it: its file size is not known without weights"
 
 
 def _beside_the_text(points: pd.DataFrame, plain: Any) -> list[str]:

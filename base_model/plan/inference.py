@@ -35,7 +35,7 @@ def kv_cache_bytes(skeleton: Any, tokens: int, batch: int = 1, dtype: Any = None
     the skeleton's unless given. Raises ModelError for an architecture that shows no cache.
     """
     if not hasattr(skeleton, "config"):
-        raise ModelError(f"The cache is measured on a skeleton: `skeleton({skeleton!r})` makes it.")
+        raise ModelError(f"The cache is measured on a skeleton: make one with `skeleton({skeleton!r})`.")
     require_whole("tokens", tokens)
     require_whole("batch", batch)
     return _cache_meter(skeleton.config, batch)(tokens, dtype or skeleton.dtype)
@@ -138,7 +138,7 @@ def _bytes_of(kept: Any, dtype: Any) -> int:
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise ModelError(
-            f'A cache is kept as "float32", "bfloat16", "float16" or another float of torch, not {dtype!r}.'
+            f'The dtype of a cache must be "float32", "bfloat16", "float16" or another torch float, not {dtype!r}.'
         )
     return sum(
         one.numel() * (wanted if one.dtype == torch.bfloat16 else one.dtype).itemsize for one in _tensors_of(kept)
@@ -195,7 +195,7 @@ def _meter_or_none(config: Any) -> Callable[[int, Any], int] | None:
     try:
         return _cache_meter(config)
     except ModelError as error:
-        warnings.warn(f"No size of the cache is given: {error}", ModelWarning, stacklevel=4)
+        warnings.warn(f"The size of the cache is not known: {error}", ModelWarning, stacklevel=4)
         return None
 
 

@@ -74,7 +74,7 @@ def warn_if_too_large(weights_bytes: int, device: str) -> None:
     if weights_bytes > free:
         warnings.warn(
             f"The weights take {format_bytes(weights_bytes)}, {device} has {format_bytes(free)} free: the machine may "
-            "swap or stop. Close other programs, or take a smaller model, dtype or quantisation (`plan_inference`).",
+            "swap or stop. Close other programs, or choose a smaller model, dtype or quantisation (`plan_inference`).",
             ModelWarning,
             stacklevel=3,
         )

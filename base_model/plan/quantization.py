@@ -26,7 +26,7 @@ def quantize(skeleton: Any, method: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if method not in METHODS:
-        raise ModelError(f'Weights are quantised as "int8" or "nf4", not {method!r}.')
+        raise ModelError(f'Weights can be quantised as "int8" or "nf4", not as {method!r}.')
     if method == "int8":
         return quantize_by(skeleton, BitsAndBytesConfig(load_in_8bit=True))
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=skeleton.dtype)

@@ -111,7 +111,7 @@ def scan_note(model: Any) -> str:
     """What a reader should know of a training plan of this model; empty where there is no scan."""
     names = {name for _, name in _scans(model)}
     notes = [
-        f"{name} is planned by transformers' reference code, which keeps more than the kernel of {REFERENCES[name]}"
+        f"{name} is planned with transformers' reference code, which keeps more than the kernel of {REFERENCES[name]}"
         for name in sorted(names.intersection(REFERENCES))
     ]
     notes += [

@@ -20,7 +20,7 @@ ROUNDS = 3
 def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: float = 1.0) -> float:
     """The bytes per second that matrix-vector products read on `device`, the best round of about `seconds` of them.
 
-    Weights as large as those of a small model, each used once per round: the caches cannot help. On the CPU the better
+    Weights as large as those of a small model, each used once per round: the caches cannot help. On the CPU the faster
     of torch's two kernels counts (see run/kernels.py). `dtype` is a 16- or 32-bit float of torch.
     Raises ModelError when the device cannot hold or multiply them.
     """

@@ -91,7 +91,7 @@ def _hold_against_config(
     if type(stated) is int and found and found != [stated] and not quantization.get("dynamic"):
         bits = ", ".join(f"{number:g}" for number in found)
         words = f"config.json says {stated} bits, the shapes of its {method} weights say {bits}"
-        warnings.warn(f"Parameters are counted by the shapes: {words}.", ModelWarning, stacklevel=5)
+        warnings.warn(f"Parameters are counted from the shapes: {words}.", ModelWarning, stacklevel=5)
     if told.unsure:
         words = f"{len(told.unsure):,} packed weights are counted as groups of {MLX_GROUP} that share a scale"
         warnings.warn(f"{words}, which config.json does not state.", ModelWarning, stacklevel=5)
@@ -100,7 +100,7 @@ def _hold_against_config(
 def _untold(
     table: pd.DataFrame, counts: pd.Series, rest: pd.Series, method: str, quantization: dict[str, Any] | None
 ) -> pd.Series:
-    """The counts, with what no neighbour tells by the rules of config.json's method; warns where there is none."""
+    """The counts, completed by the rules of config.json's method; warns where there is none."""
     odd = list(INTEGERS) if quantization else [*INTEGERS, "I8"]
     open_rows = rest & counts.gt(0) & table["dtype"].isin(odd)
     if quantization is not None and method not in BOOKKEEPING:
@@ -135,13 +135,13 @@ def _unpacked(
     """The counts, with packed weights counted by the bits that each takes."""
     bits = _bits(method, quantization)
     if bits is None:
-        _warn(f"config.json gives no one number of bits for its {method} weights")
+        _warn(f"config.json gives no single number of bits for its {method} weights")
         return counts
     if method != "compressed-tensors":
         return counts.mask(packed, table["bytes"] * 8 // bits)
     each = table["dtype"].map(INTEGERS).fillna(8) // bits  # as many whole weights as go into one element
     if (packed & table["dtype"].isin(["I32", "I64"])).any():
-        words = "Rows of packed weights may end in padding that nothing in their headers tells: it is counted, too"
+        words = "Rows of packed weights may end in padding that their headers do not show; it is counted, too"
         warnings.warn(f"{words}.", ModelWarning, stacklevel=5)
     return counts.mask(packed, table["elements"] * each).astype("int64")
 

@@ -84,7 +84,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
     for number, path in enumerate(_walk(folder)):
         if number > MAX_FILES:
             raise ModelError(
-                f"{folder} holds more than {MAX_FILES:,} files and folders, so it is no model's. Give the model's own."
+                f"{folder} holds more than {MAX_FILES:,} files and folders: no model has so many. Give the model's own."
             )
         if (size := _size(path)) is not None:
             sizes[path.relative_to(folder).as_posix()] = size
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{visible(path.name)} is not valid JSON: {error}. {AGAIN}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{visible(path.name)} holds no JSON object. {AGAIN}")
+        raise ModelError(f"{visible(path.name)} is not a JSON object. {AGAIN}")
     return content
 
 
@@ -143,7 +143,7 @@ def read_index(folder: Path) -> Index | None:
         if not os.path.lexists(folder / SINGLE_FILE):
             raise
         warnings.warn(
-            f"{SINGLE_FILE} is the model, the index beside it is left out: {error}", ModelWarning, stacklevel=3
+            f"{SINGLE_FILE} is the model; the index beside it is ignored: {error}", ModelWarning, stacklevel=3
         )
         return None
 
@@ -154,10 +154,10 @@ def _parse_index(content: dict[str, Any]) -> Index:
         raise ModelError(f"{INDEX_FILE} has no weight_map, so no tensor can be found. {AGAIN}")
     for file in set(map(str, weight_map.values())):
         if not _is_shard_name(file):
-            raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is no shard of this folder. {AGAIN}")
+            raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is not a shard in this folder. {AGAIN}")
     if not isinstance(metadata, dict):
         warnings.warn(
-            f"{INDEX_FILE} has metadata that are no JSON object; they are left out.", ModelWarning, stacklevel=4
+            f"{INDEX_FILE} has metadata that is not a JSON object; it is ignored.", ModelWarning, stacklevel=4
         )
         metadata = {}
     return Index(weight_map, dict(_totals(metadata)))
@@ -171,14 +171,14 @@ def _is_shard_name(name: str) -> bool:
 
 
 def _totals(metadata: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The totals that are counts; transformers reads none of them, so another one is told and left out."""
+    """The totals that are counts; transformers reads none of them, so a fault is reported and the total ignored."""
     for name in ("total_size", "total_parameters"):
         if name not in metadata:
             continue
         total = metadata[name]
         # some writers store a whole number as a float
         if isinstance(total, bool) or not isinstance(total, int | float) or not total >= 0 or total % 1:
-            words = f"gives {visible(repr(total))[:100]} as {name}, which is no count and is left out"
+            words = f"gives {visible(repr(total))[:100]} as {name}, which is not a count and is ignored"
             warnings.warn(f"{INDEX_FILE} {words}.", ModelWarning, stacklevel=5)
         else:
             yield name, int(total)
@@ -221,9 +221,7 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
     strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
     if strays:
         files = ", ".join(map(visible, strays))
-        warnings.warn(
-            f"{files}: beside the model but no part of it, left out of the counts.", ModelWarning, stacklevel=3
-        )
+        warnings.warn(f"{files}: in the folder but not part of the model, so not counted.", ModelWarning, stacklevel=3)
     return headers
 
 
@@ -232,12 +230,12 @@ def warn_of_oddities(folder: Path, headers: Mapping[str, Header], files: Iterabl
     names = names_in(folder)
     for name, header in headers.items():
         if not header.names:
-            _warn_of(name, "holds no tensor at all")
+            _warn_of(name, "holds no tensors")
     for name in names:
         if (whole := name.removesuffix(".aria2")) != name and whole in names:
-            _warn_of(whole, f"is not downloaded to its end: {visible(name)} lies beside it. Let aria2 finish")
+            _warn_of(whole, f"is not fully downloaded: {visible(name)} is beside it. Let aria2 finish")
     if gaps := ", ".join(_gaps(files)):
-        _warn_of(gaps, "is missing in the row of shards, and the index names no tensor in it")
+        _warn_of(gaps, "is missing from the numbered shards, and the index names no tensor in it")
 
 
 def _warn_of(name: str, words: str) -> None:
@@ -311,7 +309,7 @@ def completeness(folder: Path) -> Completeness:
     missing += [f"{visible(path.name)} is missing" for path in paths if path.name not in headers]
     for name, header in headers.items():
         if header.file_bytes != header.expected_bytes:
-            lengths = f"{header.file_bytes:,} bytes, its header asks for {header.expected_bytes:,}"
+            lengths = f"{header.file_bytes:,} bytes, its header implies {header.expected_bytes:,}"
             missing.append(f"{visible(name)} has {lengths}")
     return Completeness(missing, headers)
 
@@ -325,7 +323,7 @@ def explain_absence(folder: Path) -> str:
         count = int(shards[0].split("-of-")[1].split(".")[0])
         return f"{len(shards)} of {count} shards are there, but not their index. Download {INDEX_FILE}"
     if models := _models_below(folder):
-        return f"the model is further down. Give {', '.join(visible(str(model)) for model in models[:3])}"
+        return f"the model is in a subfolder. Give {', '.join(visible(str(model)) for model in models[:3])}"
     if "adapter_config.json" in names:
         base = visible(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
         return f"this is a PEFT adapter for the base model {base}. Give that model"

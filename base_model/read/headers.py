@@ -36,7 +36,7 @@ LOOK_ALIKES = (
     (b"{", "a JSON text, likely an error message saved under this name. Delete it and download it again"),
     (b"PK\x03\x04", f"a zip archive, perhaps PyTorch weights. {UNOPENED}"),
     *((bytes([0x80, protocol]), f"a Python pickle, perhaps PyTorch weights. {UNOPENED}") for protocol in range(2, 6)),
-    (b"\x1f\x8b", "a gzip archive. Unpack it where you trust its origin"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it if you trust its source"),
     (b"GGUF", f"a GGUF file. {UNOPENED}"),
     (b"\x89HDF", f"an HDF5 file. {UNOPENED}"),
 )
@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
     if difference:
         words = f"{format_bytes(-difference)} short: its download was cut off" if difference < 0 else "too long"
         raise ModelError(
-            f"{visible(path.name)} is {words} ({header.file_bytes:,} bytes, its header asks for "
+            f"{visible(path.name)} is {words} ({header.file_bytes:,} bytes, its header implies "
             f"{header.expected_bytes:,}). {AGAIN}"
         )
     return header
@@ -95,7 +95,7 @@ def open_file(path: Path) -> BinaryIO:
             raise ModelError(f"{visible(path.name)} is {kind}, not a file. Move it away and download the file again.")
         return path.open("rb")
     except FileNotFoundError as error:
-        link = " (it is a link to nothing)" if path.is_symlink() else ""
+        link = " (it is a broken link)" if path.is_symlink() else ""
         raise ModelError(f"{visible(path.name)} is missing{link}. Download it again.") from error
     except OSError as error:
         raise ModelError(f"{visible(path.name)} cannot be read: {error.strerror}. Check its permissions.") from error
@@ -108,7 +108,7 @@ def _header_text(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
     if 2 <= length <= min(MAX_HEADER_BYTES, file_bytes - 8) and start[8:] == b"{":
         return b"{" + file.read(length - 1)
     if length > MAX_HEADER_BYTES and start[8:] == b"{":
-        words = f"asks for a header of {length:,} bytes; the format allows {MAX_HEADER_BYTES:,}"
+        words = f"claims a header of {length:,} bytes; the format allows {MAX_HEADER_BYTES:,}"
         raise ModelError(f"{visible(path.name)} {words}. {AGAIN}")
     if length >= 2 and start[8:] in (b"{", b""):
         raise ModelError(f"{visible(path.name)} ends within its header: its download was cut off. {AGAIN}")
@@ -117,9 +117,9 @@ def _header_text(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
 
 def _look_alike(start: bytes) -> str:
     if not start.strip(b"\0"):
-        return f"empty, or begins with zeros: no safetensors file. {AGAIN[:-1]}"
+        return f"empty, or begins with zeros: not a safetensors file. {AGAIN[:-1]}"
     known = (words for magic, words in LOOK_ALIKES if magic.startswith(start) or start.startswith(magic[:9]))
-    return next(known, f"no safetensors file: it does not begin with a header. {AGAIN[:-1]}")
+    return next(known, f"not a safetensors file: it does not begin with a header. {AGAIN[:-1]}")
 
 
 def _columns(path: Path, text: bytes) -> Columns:
@@ -189,7 +189,7 @@ def _parse(path: Path, text: bytes) -> Columns:
 def _warn_of_surplus(path: Path, entries: dict[str, dict[str, Any]]) -> None:
     surplus = {field: name for name, entry in entries.items() for field in entry.keys() - FIELDS}
     for field, name in surplus.items():
-        words = f"describes {visible(name)} with an unknown {visible(field)}, which is left out"
+        words = f"describes {visible(name)} with an unknown {visible(field)}, which is ignored"
         warnings.warn(f"{visible(path.name)} {words}.", ModelWarning, stacklevel=6)
 
 
@@ -197,5 +197,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs) and not all(isinstance(value, str) for value in mapping.values()):  # notes may repeat
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{visible(name)} stands in it twice")
+        raise ValueError(f"{visible(name)} appears in it twice")
     return mapping

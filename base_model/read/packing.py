@@ -37,7 +37,7 @@ MLX_GROUP = 64  # weights that share a scale, unless config.json says otherwise
 
 @dataclass(frozen=True)
 class Packing:
-    """What the neighbours tell: `{weight: parameters}`, the names that are no parameters, and unsure weights."""
+    """What the neighbours tell: `{weight: parameters}`, the names that are not parameters, and unsure weights."""
 
     counts: dict[str, int]
     beside: set[str]

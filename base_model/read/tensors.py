@@ -76,7 +76,7 @@ def group_parameters(tensors: pd.DataFrame, by: str) -> pd.DataFrame:
     a quantisation keeps beside the weights; NaN for a group without parameters).
     """
     if by not in ("file", "component", "layer", "dtype"):
-        raise ModelError(f'Parameters are grouped by "file", "component", "layer" or "dtype", not by {by!r}.')
+        raise ModelError(f'Group parameters by "file", "component", "layer" or "dtype", not by {by!r}.')
     groups = tensors.groupby(by, dropna=False)[["parameters", "bytes"]].sum()
     groups["share"] = groups["parameters"] / max(groups["parameters"].sum(), 1)
     groups["bits_per_parameter"] = groups["bytes"] * 8 / groups["parameters"].where(groups["parameters"] > 0)

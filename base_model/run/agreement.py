@@ -1,4 +1,4 @@
-"""Do the runs agree? Two methods on one device must; an accelerator is compared with the CPU, lest it be wrong."""
+"""Do the runs agree? Two methods on one device must; an accelerator is compared with the CPU, in case it is wrong."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ TOLERANCE = 0.05  # of the largest score; rounding to 16 bits stays below 1%, a 
 
 
 def check_runs(runs: Sequence[Generation]) -> pd.DataFrame:
-    """The runs held against one another, one row per check.
+    """The runs compared with one another, one row per check.
 
     Columns: `check`, `expected`, `found` (text), `match`. On one device all methods must give equal token ids; on
     another device than the CPU the first tokens must equal the CPU's, and their scores (logits) lie within 5% of the
-    largest; a server, which tells no ids, must have counted the same prompt. Different dtypes may part by rounding:
+    largest; a server, which gives no ids, must have counted the same prompt. Different dtypes may diverge by rounding;
     `agreement` says so in words.
     """
     runs = [run for run in runs if not run.stopped]
@@ -86,7 +86,7 @@ def _verdict(device: str, failed: pd.DataFrame) -> str:
             'run on the CPU, or try dtype="float32" and a newer torch.'
         )
     if checks.str.startswith("prompt").any():
-        return f"{device} counted another prompt: it uses another chat template or tokenizer."
+        return f"{device} counted a different prompt: it uses a different chat template or tokenizer."
     if checks.str.startswith("token ids").any():
-        return f"**The methods disagree on {device}**: look at the settings each of them got."
-    return f"{device} and the CPU part where two tokens are nearly as likely: rounding, not a fault."
+        return f"**The methods disagree on {device}**: compare the settings of each."
+    return f"{device} and the CPU diverge where two tokens are almost equally likely: rounding, not a fault."

@@ -1,4 +1,4 @@
-"""The loss of the model before tuning, on examples of the data: the number that tuning has to beat."""
+"""The loss before tuning, on examples of the data: the number that tuning has to beat."""
 
 import json
 from dataclasses import replace
@@ -63,7 +63,7 @@ def _some_examples(task: Task, data: Any, examples: int) -> list[dict[str, Any]]
     cut = [{name: values[: task.max_length] for name, values in row.items()} for row in rows]
     kept = [row for row in cut if any(row["trained"][1:])]  # nothing comes before the first token, to predict it from
     if not kept:
-        raise ModelError(f"{task.name}: in none of {len(rows)} examples does a token count. Raise max_length.")
+        raise ModelError(f"{task.name}: no token counts in any of {len(rows)} examples. Raise max_length.")
     return kept
 
 

@@ -47,4 +47,4 @@ def require_whole_files(model: Any) -> None:
     for path, size in getattr(model, "weight_files", {}).items():
         if path.exists() and path.stat().st_size < size:  # a file that was deleted stays readable
             words = f"{visible(path.name)} was cut short after it was loaded"
-            raise ModelError(f"{words}. Download it again, and load the model anew.")
+            raise ModelError(f"{words}. Download it again, then reload the model.")

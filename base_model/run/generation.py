@@ -44,7 +44,7 @@ def generate_with_pipeline(
 
     Greedy; the medians of `runs` timed runs after a short warm-up; with `stream` the text of the first of them is
     printed as it comes. An instruct model gets the prompt through its chat template, a base model as it is.
-    An interrupt ends it at once and gives what was said until then (`stopped`).
+    An interrupt ends it at once and keeps what was said until then (`stopped`).
     Raises ModelError for fewer than 1 token or run, a full memory, or a device that cannot run the model.
     """
     from transformers import pipeline
@@ -67,7 +67,7 @@ def generate_manually(
 ) -> Generation:
     """Method 2: the three steps by hand: text to token ids, `model.generate`, token ids to text.
 
-    All else, the measuring too, is as in `generate_with_pipeline`.
+    Everything else, timing included, is as in `generate_with_pipeline`.
     """
 
     def run(clock: Clock, limit: int) -> str:

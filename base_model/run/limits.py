@@ -97,6 +97,6 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     low, high = (f"{share:.0%}" for share in (group["share"].min(), group["share"].max()))
     reach = low if low == high else f"{low} to {high}"
     return (
-        f"On {device} the runs reach {reach} of the limit that {bandwidth:.3g} GiB/s of memory bandwidth set. "
-        f"In {dtype} that limit is {models} parameters, in tokens/s."
+        f"On {device} the runs reach {reach} of the limit set by {bandwidth:.3g} GiB/s of memory bandwidth. "
+        f"In {dtype} that limit, in tokens/s, is {models} parameters."
     )

@@ -35,8 +35,8 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     alone. Attention stays transformers' choice (torch's SDPA where the architecture has it), threads torch's (one per
     core); the kernel of one-token passes is measured, see kernels.py. `run_conditions` shows every choice.
 
-    Memory that nobody holds any more is given back first. A model that a variable still holds stays: `del` it, or let
-    `run_both` load, which keeps none. On the CPU a model loaded twice as it is stored shares its pages, in any case.
+    Memory that nothing uses any more is freed first. A model that a variable still holds stays: `del` it, or use
+    `run_both`, which keeps none. On the CPU, a model loaded twice in its stored dtype shares its pages in any case.
     Raises ModelError for an incomplete folder, an absent device, weights that do not match the architecture, or a
     memory that is too small.
     """
@@ -60,7 +60,7 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
 def _complete(folder: Path) -> tuple[Any, pd.DataFrame]:
     """The architecture and the tensors of a folder that passed the checks."""
     if not is_folder(folder):
-        raise ModelError(f"There is no folder {folder}. `fetch_model` brings a model.")
+        raise ModelError(f"There is no folder {folder}. `fetch_model` downloads one.")
     found = completeness(folder)
     if found.missing:
         raise ModelError(f"{folder} is not a complete model: {'; '.join(found.missing)}. `fetch_model` completes it.")
@@ -144,7 +144,7 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str, 
             raise
         if out_of_memory(error):
             raise memory_error(error, "load the model", device) from error
-        raise ModelError(f"transformers cannot load {folder}: {brief(error)}. See what it names.") from error
+        raise ModelError(f"transformers cannot load {folder}: {brief(error)}. Look at what it names.") from error
     model, report = loaded
     _require_all_placed(folder, report, tensors)
     return model
@@ -172,13 +172,13 @@ def _require_all_placed(folder: Path, report: dict[str, Any], tensors: pd.DataFr
     others = [str(name) for kind, names in report.items() if kind != "unexpected_keys" for name in names]
     if others:
         raise ModelError(
-            f"In {folder}, {len(others)} weights do not fit config.json, {others[0]} the first of them. "
+            f"In {folder}, {len(others)} weights do not fit config.json; the first is {others[0]}. "
             "Download the folder again."
         )
     if unused:
         raise ModelError(
-            f"{len(unused)} tensors, {unused[0]} the first of them, have no place in the text model that config.json "
-            "describes. A model that also sees or hears can be looked at here, but not run; else download it again."
+            f"{len(unused)} tensors have no place in the text model of config.json; the first is {unused[0]}. "
+            "A model that also sees or hears can be inspected here, but not run; if it does not, download it again."
         )
 
 
@@ -193,7 +193,7 @@ def _greedy(settings: Any) -> Any:
     for token_id in ends if isinstance(ends, list) else [ends]:
         if token_id is not None and type(token_id) is not int:
             raise ModelError(
-                f"generation_config.json gives {token_id!r} as eos_token_id, which is no token id. Correct it."
+                f"generation_config.json gives {token_id!r} as eos_token_id, which is not a token id. Correct it."
             )
     pad = settings.pad_token_id
     if pad is None:

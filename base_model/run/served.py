@@ -29,10 +29,10 @@ def generate_served(
     """The answer of the model that a server calls `name`, timed at this end of the line, over the network and all.
 
     `base_url` is the server's, with or without `/v1` ("http://127.0.0.1:8000"). Greedy, and the prompt as one turn of a
-    conversation, as in the other methods; token counts are the server's own (`usage`), dtype and token ids are not told
-    ("n/a", empty). `token` is the server's password, if it wants one; the Hub's is never sent. `timeout`: seconds that
+    conversation, as in the other methods; token counts are the server's own (`usage`), dtype and token ids are unknown
+    ("n/a", empty). `token` is the server's password, if it needs one; the Hub's is never sent. `timeout`: seconds that
     one answer may take, from the request to its end. Raises ModelError when the server is down or slower than that,
-    does not know `name`, sends more than `max_new_tokens`, or counts tokens as they cannot be. Warns where a count does
+    does not know `name`, sends more than `max_new_tokens`, or reports impossible token counts. Warns where a count does
     not fit what came.
     """
     require_some(max_new_tokens, runs)
@@ -55,7 +55,7 @@ def _address(base_url: object) -> str:
         is_one = False
     if not is_one:
         shown = visible(repr(base_url))
-        raise ModelError(f'base_url is the address of a server, such as "http://127.0.0.1:8000", not {shown}.')
+        raise ModelError(f'base_url must be the address of a server, such as "http://127.0.0.1:8000", not {shown}.')
     return str(base_url).rstrip("/").removesuffix("/v1") + "/v1"
 
 
@@ -94,11 +94,11 @@ def _counts(usage: Any, url: str, prompt: str, limit: int, pieces: int) -> tuple
         if type(count) is not int or not least <= count <= most:
             shown = brief(Exception(repr(count)))
             raise ModelError(
-                f"{url} counts {shown} tokens for {what}, where {least:,} to {most:,} can be, so its figures are of no "
-                "use. Update the server, or check that it keeps to `max_tokens`."
+                f"{url} reports {shown} tokens for {what}, where {least:,} to {most:,} are possible: its figures are "
+                "useless. Update the server, or check that it respects `max_tokens`."
             )
     if made < pieces - 1:  # a last piece may be an end without a token
-        words = f"{url} counts {made:,} tokens for an answer that came in {pieces:,} pieces: its speed may be wrong."
+        words = f"{url} reports {made:,} tokens for an answer that came in {pieces:,} pieces: its speed may be wrong."
         warnings.warn(words, ModelWarning, stacklevel=2)
     return read, made
 
@@ -130,19 +130,17 @@ def _told(error: Exception, url: str, name: str, timeout: float) -> ModelError:
     if isinstance(error, ModelError):
         return error
     if isinstance(error, OverLimitError):
-        return ModelError(
-            f"{url} was given up, since it {error}. Try again with a larger `timeout`, or another server."
-        )
+        return ModelError(f"{url} was given up: it {error}. Try again with a larger `timeout`, or another server.")
     if isinstance(error, OfflineModeIsEnabled):
-        return ModelError(f"{url} was not asked: the Hub's client is told to stay offline; unset HF_HUB_OFFLINE.")
+        return ModelError(f"{url} was not contacted: the Hub client is set to offline. Unset HF_HUB_OFFLINE.")
     if isinstance(error, InferenceTimeoutError | httpx.TimeoutException):
         return ModelError(
-            f"{url} gave no sign for {timeout:g} s. Try again with a larger `timeout`; it may be loading."
+            f"{url} did not answer for {timeout:g} s. Try again with a larger `timeout`; it may be loading."
         )
     if isinstance(error, httpx.TransportError | httpx.InvalidURL):
         return ModelError(f"{url} cannot be reached: {brief(error)}. Is the server running, and is this its address?")
     if isinstance(error, HfHubHTTPError):
         status, words = error.response.status_code, brief(Exception(error.response.text or error))
-        step = "It wants its `token`." if status in (401, 403) else f"Ask it for its models' names: {url}/models."
+        step = "It needs its `token`." if status in (401, 403) else f"Ask it for its models' names: {url}/models."
         return ModelError(f"{url} refused {visible(name)!r} ({status}): {words} {step}")
     return ModelError(f"{url} does not answer as an OpenAI-compatible server: {brief(error)}. Check the address.")

@@ -1,4 +1,4 @@
-"""The answer as pictures: every method by memory and pace, and common cards by the time that they take."""
+"""The answer as pictures: every method by memory and pace, and common cards by the time they take."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,10 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     columns = ("method", "checkpointing", "verdict", "least_bytes", "tokens_per_s", "accuracy")
     table = drawable(table, "recommend", *columns).dropna(subset="least_bytes")
     if table.empty:
-        raise ModelError("No method could be planned, so that there is nothing to draw. The column `why` says more.")
+        raise ModelError("No method could be planned, so there is nothing to draw. The column `why` says why.")
     ax = new_axes(ax, 5)
-    points = table.assign(x=table["least_bytes"].astype(float) / GIB, y=table["tokens_per_s"].fillna(0.0))
+    runs = table["verdict"].isin(RUNS)
+    points = table.assign(x=table["least_bytes"].astype(float) / GIB, y=table["tokens_per_s"].where(runs).fillna(0.0))
     for method, rows in points.groupby("method", sort=False):
         colour = method_colour(str(method))
         ax.plot(rows["x"], rows["y"], color=colour, linewidth=1, alpha=0.5, zorder=2)

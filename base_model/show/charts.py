@@ -251,7 +251,7 @@ def _known(tensors: pd.DataFrame) -> pd.DataFrame:
     tensors = drawable(tensors, "read_tensors", "component", "parameters")
     if strange := set(tensors["component"]) - set(COMPONENTS):
         shown = visible(repr(next(iter(strange))))
-        raise ModelError(f"This table has a component {shown} that is not known. Give the table of `read_tensors`.")
+        raise ModelError(f"This table has an unknown component, {shown}. Give the table of `read_tensors`.")
     return tensors
 
 
@@ -286,9 +286,9 @@ def picture(ax: "Axes") -> bytes:
 
 
 def save_chart(ax: "Axes", path: str | Path) -> Path:
-    """Save the chart's figure as a PNG, its folder made if need be; gives the path, which ends in .png.
+    """Save the chart's figure as a PNG, its folder made if need be; returns the path, which ends in .png.
 
-    Raises ModelError where it cannot be written; what was there before is then still there.
+    Raises ModelError where it cannot be written; what was there before stays.
     """
     place, content = _picture_path(path), picture(ax)
     try:

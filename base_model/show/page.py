@@ -1,4 +1,4 @@
-"""The notebook, executed on a model, and the page without code that is made of it. No shell: a name is only a name."""
+"""The notebook, executed on a model, and the page without code made from it. No shell: a name is only a name."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def run_name(place: Path | str) -> str:
     """What a run on `place` is called, a folder or a Hub id: the name in which the notebook saves its charts."""
     name = Path(place).name if isinstance(place, str) else _in_full(place).name
     if not name:
-        raise ModelError(f"{place} is no model folder: it has no name. Give the model's own folder, or a Hub id.")
+        raise ModelError(f"{place} is not a model folder: it has no name. Give the model's own folder, or a Hub id.")
     return name
 
 
@@ -45,7 +45,7 @@ def last_run(model: str) -> Path:
 
 
 def run_notebook(place: Path | str) -> Path:
-    """Execute the notebook on a model, save it in runs/<model name>/ with a page without code; gives that folder.
+    """Execute the notebook on a model, save it in runs/<model name>/ with a page without code; returns that folder.
 
     `place` is what `open_model` gave. Raises ModelError when a cell fails, the notebook is not there, or the folder
     holds a notebook or a page that no run has written, or that was changed since.

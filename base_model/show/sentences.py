@@ -1,4 +1,4 @@
-"""Each table read aloud: one sentence that says what this run has found."""
+"""Each table in a sentence that says what this run has found."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def in_words(table: pd.DataFrame | None) -> str:
     for columns, words in READ:
         if columns.issubset(table.columns):
             return words(table)
-    raise ModelError("There is no sentence for this table. Give one of the tables that the help of `in_words` lists.")
+    raise ModelError("There is no sentence for this table. Give one of those that the help of `in_words` lists.")
 
 
 def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
@@ -47,7 +47,8 @@ def hours_in_words(low: float, high: float) -> str:
     for unit, size in (("s", HOUR), ("min", MINUTE), ("h", 1)):
         if high * size < 100 or unit == "h":
             break
-    return f"{_round(low * size)} to {_round(high * size)} {unit}"
+    ends = [_round(end * size) for end in (low, high)]
+    return f"{ends[0]} {unit}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} {unit}"
 
 
 def _round(value: float) -> str:
@@ -96,7 +97,7 @@ def _on_tensors(tensors: pd.DataFrame) -> str:
 def _on_checks(checks: pd.DataFrame) -> str:
     words = f"{checks['match'].sum()} of {_count(len(checks), 'check')} match"
     if wrong := list(checks.loc[~checks["match"].astype(bool), "check"]):
-        return f"{words}; not so {', '.join(wrong[:3])}."
+        return f"{words}; these do not: {', '.join(wrong[:3])}."
     if "difference" in checks:
         return f"{words}; the largest difference is {checks['difference'].abs().max():.1%}."
     return f"{words}."
@@ -141,7 +142,7 @@ def _on_training(training: pd.DataFrame) -> str:
     peaks = training.dropna(subset="peak_bytes").set_index("method")["peak_bytes"].astype("int64")
     if peaks.empty:
         return f"No step can be planned. {_note(training)}"
-    words = f"{peaks.idxmin()} takes least, {format_bytes(int(peaks.min()))}"
+    words = f"{peaks.idxmin()} takes the least, {format_bytes(int(peaks.min()))}"
     plain = [name for name in peaks.index if "checkpointing" not in name and f"{name}, checkpointing" in peaks.index]
     saved = {name: 1 - peaks[f"{name}, checkpointing"] / peaks[name] for name in plain}
     if not saved:
@@ -174,7 +175,28 @@ def _on_gpus(cards: pd.DataFrame) -> str:
     times = map(hours_in_words, *million_range(cards))
     cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
     each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
-    return f"A million tokens take {', '.join(each)}."
+    return f"A million tokens take {', '.join(each)}. {_dominant(cards.iloc[0])}"
+
+
+def _on_time(plan: pd.DataFrame) -> str:
+    row = plan.iloc[0]
+    seconds = hours_in_words(row["low_s"] / HOUR, row["high_s"] / HOUR)
+    return f"A step takes {seconds}. {_dominant(row)}"
+
+
+# What a step's time goes into, and what shortens it.
+SHORTER = {
+    "compute_s": ("computing", "A card that computes more per second would shorten it, and so would fewer tokens."),
+    "memory_s": ("moving bytes to and from memory", "A card with more bandwidth would shorten it."),
+    "launch_s": ("starting operations from Python", "A larger batch would use the card better."),
+}
+
+
+def _dominant(row: pd.Series) -> str:
+    """Which part of a step's time is the largest, and what would change it."""
+    part = max(SHORTER, key=lambda name: row[name])
+    doing, change = SHORTER[part]
+    return f"On the {row['gpu']}, {row[part] / row['step_s']:.0%} of a step is {doing}. {change}"
 
 
 def million_range(cards: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -202,6 +224,7 @@ def _count(number: int, what: str) -> str:
 READ: tuple[tuple[set[str], Callable[[pd.DataFrame], str]], ...] = (
     ({"verdict", "why", "least_bytes"}, _on_answer),
     ({"hours_per_million", "verdict"}, _on_gpus),
+    ({"step_s", "compute_s"}, _on_time),
     ({"change", "difference_bytes"}, _on_ladder),
     ({"method", "peak_bytes", "embedding_bytes"}, _on_training),
     ({"adapter", "trainable"}, _on_adapters),

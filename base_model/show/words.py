@@ -40,12 +40,12 @@ def compare_runs(runs: Iterable[Generation]) -> pd.DataFrame:
 
 
 def this_run(model: str | Path, gpu: str | None = None) -> str:
-    """Which model this run is about, for which card, and which of the notebook's choices the environment has made."""
+    """Which model this run is about, for which card, and which settings came from the environment."""
     machine = this_machine().iloc[-1]
     memory = format_bytes(int(machine["total_bytes"]))
     place = gpu or f"this machine's {machine['device']} ({visible(str(machine['name']))}, {memory})"
     set_there = ", ".join(name for name in CHOICES if os.environ.get(name))
-    origin = f"Set in the environment: {set_there}." if set_there else "All choices are the page's own."
+    origin = f"Set in the environment: {set_there}." if set_there else "All settings are the defaults."
     return f"This run: {visible(Path(model).name)}\nPlanned for {place}. {origin}"
 
 
@@ -65,7 +65,7 @@ def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is no TeX."""
+    """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is not TeX."""
     return _words(table).apply(lambda column: column.str.replace("$", "\\$"))
 
 

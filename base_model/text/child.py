@@ -56,7 +56,7 @@ def tokens_of(tokenizer: Any, text: str) -> int:
         return 0
     for kind, count in (("tokens", len(ids)), ("characters when read back", len(tokenizer.decode(ids)))):
         if count > MOST_PER_CHARACTER * (len(text) + 100):
-            sys.exit(f"it makes {count:,} {kind} of {len(text):,} characters")
+            sys.exit(f"it turns {len(text):,} characters into {count:,} {kind}")
     return len(ids)
 
 

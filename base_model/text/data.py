@@ -1,4 +1,4 @@
-"""A training data set: a file read by `datasets` into Arrow, so that it may be larger than memory, or one in hand."""
+"""A training data set: a file, read by `datasets` into Arrow so that it may be larger than memory, or a `Dataset`."""
 
 import glob
 import json
@@ -37,7 +37,7 @@ def has_template(folder: Path) -> bool:
 
 
 def read_data(data: Any) -> Any:
-    """The `datasets.Dataset` of a .jsonl, .json, .csv or .parquet file, or of one in hand, with the columns TRL uses.
+    """The `datasets.Dataset` of a .jsonl, .json, .csv or .parquet file, or the one given, with the columns TRL uses.
 
     A file is read once into the usual cache of `datasets`. No loading script is looked for and nothing is sent.
     Raises ModelError, which names the line of broken JSON and the columns that are missing.
@@ -60,7 +60,7 @@ def _in_hand(data: Any) -> Any:
 
     if not isinstance(data, Dataset):
         raise ModelError(
-            f"The data is a file, or one `datasets.Dataset`, not a {type(data).__name__}. Of several splits, give one: "
+            f"The data must be a file or a `datasets.Dataset`, not {type(data).__name__}. Of several splits, give one: "
             'data["train"].'
         )
     if data.format["type"] == "custom":
@@ -86,8 +86,8 @@ def _read_file(path: Path) -> Any:
 def _require_file(path: Path) -> None:
     if path.suffix not in KINDS:
         raise ModelError(
-            f"{visible(str(path))} is no {', '.join(KINDS)} file. Only these are read, and no script: save the data "
-            "set as one, or load it and give the `datasets.Dataset`."
+            f"{visible(str(path))} is not a {', '.join(KINDS)} file. Only these are read, never a script: save the "
+            "data set as one, or load it and give the `datasets.Dataset`."
         )
     if not is_file(path):
         raise ModelError(f"There is no file {visible(str(path))}. Correct its name, or give another file.")
@@ -101,7 +101,7 @@ def _require_short_lines(path: Path) -> None:
         is_array = path.suffix == ".json" and file.read(BLOCK).lstrip().startswith(b"[")
     if is_array and path.stat().st_size > LARGEST_ARRAY:
         raise ModelError(
-            f"{name_of(path)} is one array of {path.stat().st_size:,} bytes, which must be read whole; the most is "
+            f"{name_of(path)} is one array of {path.stat().st_size:,} bytes, which must be read whole; the limit is "
             f"{LARGEST_ARRAY:,}. Write one example per line, as .jsonl."
         )
     number = None if is_array else _long_line(path)
@@ -159,7 +159,7 @@ def _fault(path: Path, error: Exception) -> str:
 
 
 def _broken_line(path: Path) -> str | None:
-    """The first line that is no JSON, or no object of names and values."""
+    """The first line that is not JSON, or not an object of names and values."""
     with path.open("rb") as file:
         if path.suffix == ".json" and file.read(BLOCK).lstrip().startswith(b"["):
             return _broken_array(path)
@@ -168,9 +168,9 @@ def _broken_line(path: Path) -> str | None:
             try:
                 row = json.loads(line) if line.strip() else {}
             except ValueError as error:  # also bytes that are no UTF-8
-                return f"line {number:,} is no JSON: {brief(error)}."
+                return f"line {number:,} is not JSON: {brief(error)}."
             if not isinstance(row, dict):
-                return f"line {number:,} holds no object of names and values."
+                return f"line {number:,} is not an object of names and values."
     return None
 
 
@@ -178,24 +178,24 @@ def _broken_array(path: Path) -> str | None:
     try:
         rows = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
-        return f"line {error.lineno:,} is no JSON: {brief(error)}."
+        return f"line {error.lineno:,} is not JSON: {brief(error)}."
     except ValueError as error:
-        return f"it is no JSON: {brief(error)}."
+        return f"it is not JSON: {brief(error)}."
     number = next((number for number, row in enumerate(rows) if not isinstance(row, dict | str)), None)
-    return None if number is None else f"row {number:,} (counted from 0) holds no object of names and values."
+    return None if number is None else f"row {number:,} (counted from 0) is not an object of names and values."
 
 
 def _require_columns(name: str, dataset: Any) -> None:
     columns = set(dataset.column_names)
     if not len(dataset):
-        raise ModelError(f"{name} holds no example. Give one with at least one row.")
+        raise ModelError(f"{name} holds no examples. Give a data set with at least one row.")
     if columns & {"image", "images"}:
-        raise ModelError(f"{name} holds images, and this page is about text. Give a data set of text.")
+        raise ModelError(f"{name} holds images, and only text is supported. Give a data set of text.")
     if any(columns >= set(wanted) for wanted in FORMATS):
         return
     found = ", ".join(f"`{visible(name)}`" for name in sorted(columns)[:10]) or "none"
     lacking = "".join(f" `{other}` is missing beside `{one}`." for one, other in _PAIRS if one in columns)
-    raise ModelError(f"{name} has none of TRL's formats: {IN_WORDS}.{lacking} Its columns: {found}. Rename them.")
+    raise ModelError(f"{name} is in none of TRL's formats: {IN_WORDS}.{lacking} Its columns: {found}. Rename them.")
 
 
 _PAIRS = (("prompt", "completion"), ("completion", "prompt"))

@@ -26,7 +26,7 @@ def describe_data(
     """Facts about a data set as SFTTrainer would train on it; columns `fact`, `value` (text).
 
     Examples, tokens, median, 95th percentile, longest; what `max_length` cuts off and which examples are dropped;
-    empty and duplicate examples, special tokens twice, ends of text that are never trained; at this `batch`, padding
+    empty and duplicate examples, doubled special tokens, ends of text that are never trained; at this `batch`, padding
     and steps per epoch; sequences after TRL's packing (at 1,024 tokens, SFTConfig's own, without a `max_length`).
     Rows are counted from 0. `data` and the settings as in `text_lengths`, which raises the same ModelErrors.
     """
@@ -59,13 +59,13 @@ def lost_tokens(lengths: pd.DataFrame) -> int:
 def _losses(lengths: pd.DataFrame, max_length: int | None) -> dict[str, str]:
     """What a maximal length costs; TRL drops an example of which nothing that counts is left."""
     if max_length is None:
-        return {"truncated": "none, as no max_length is given"}
+        return {"truncated": "none: no max_length is given"}
     lost, dropped = lost_tokens(lengths), lengths["trained"] == 0
     few = int(lengths["truncated"].sum())
     cut = f"{few:,} example{'s lose' if few > 1 else ' loses'} {_part(lost, lengths['tokens'].sum())} tokens"
     return {
         f"truncated at {max_length:,}": cut if lost else "none",
-        "dropped, as nothing of the answer is left": _rows(dropped),
+        "dropped: nothing of the answer is left": _rows(dropped),
     }
 
 

@@ -153,13 +153,13 @@ def _training_template(tokenizer: Any) -> str | None:
         return get_training_chat_template(tokenizer)
     except ValueError as error:
         raise ModelError(
-            "The chat template marks no answers ({% generation %}), and TRL knows no version of it that does: "
+            "The chat template marks no answers ({% generation %}), and TRL has no version of it that does: "
             "assistant_only_loss cannot be used. Give prompt and completion, whose answers are known."
         ) from error
 
 
 def batches(rows: Iterable[Numbered]) -> Iterator[list[Numbered]]:
-    """Numbered rows by the hundred, or fewer when they are long. Raises ModelError for one that is no example."""
+    """Numbered rows by the hundred, or fewer when they are long. Raises ModelError for one that is not an example."""
     batch, size = list[Numbered](), 0
     for number, row in rows:
         require_sound(number, row)
@@ -249,7 +249,7 @@ def _fault_of_value(value: Any, column: str) -> str | None:
     if value is None:
         return "is empty (null). Remove the row, or fill it in."
     if not isinstance(value, list) or column == "text":
-        return f"is no text: {visible(repr(value))[:60]}. Write it as text, in quotes."
+        return f"is not text: {visible(repr(value))[:60]}. Write it as text, in quotes."
     if not value:
         return "is a conversation without a message. Remove the row."
     return next(filter(None, map(_fault_of_message, value)), None)
@@ -262,4 +262,4 @@ def _fault_of_message(message: Any) -> str | None:
     said = message.get("content", message.get("value"))
     if isinstance(said, str | list) or (said is None and message.get("tool_calls")):
         return None
-    return f"holds a message whose content is no text: {visible(repr(said))[:60]}. Write it as text."
+    return f"holds a message whose content is not text: {visible(repr(said))[:60]}. Write it as text."

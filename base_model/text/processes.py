@@ -96,7 +96,7 @@ def _require_done(worker: subprocess.Popen[bytes], folder: Path, name: str) -> N
         row = f"{struct.unpack('<q', place)[0]:,}" if place else "0"
         raise ModelError(
             f"{name}, row {row} (counted from 0) or just after: the chat template or the tokenizer ran too long, or "
-            "took more than 4 GiB, and was ended. Look at that row, or download the tokenizer's files again."
+            "took more than 4 GiB, and was stopped. Look at that row, or download the tokenizer's files again."
         )
     said = (folder / "errors").read_text(errors="replace").strip().rpartition("\n")[2]
     raise ModelError(f"{name} cannot be split into tokens: {visible(said)[:300]}. Correct what it names.")

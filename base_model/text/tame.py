@@ -48,7 +48,7 @@ def require_plain_settings(folder: Path) -> dict[str, Any]:
         raise ModelError(f"tokenizer_config.json sets {steering}, which may choose other files. Delete it there.")
     limit = stated.get("model_max_length", 1)
     if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # NaN is refused, too
-        raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length, which is no count.")
+        raise ModelError(f"tokenizer_config.json gives {visible(repr(limit))} as model_max_length: not a count.")
     return plain
 
 
@@ -66,11 +66,11 @@ def _require_few(name: str, content: dict[str, Any]) -> None:
     }
     for what, (found, most) in counts.items():
         if isinstance(found, list | dict) and len(found) > most:
-            raise ModelError(f"{name} holds {len(found):,} {what}; {most:,} are taken at most. Take another tokenizer.")
+            raise ModelError(f"{name} holds {len(found):,} {what}; at most {most:,} may be. Use another tokenizer.")
 
 
 def require_tame(folder: Path, source: dict[str, str], text: str) -> None:
-    """Refuse a tokenizer that takes long, wants gigabytes or floods, as it is loaded or reads and writes a page.
+    """Refuse a tokenizer that takes long, needs gigabytes or floods, as it is loaded or reads and writes a page.
 
     `source` is its file (`tokenizer`) or its text (`json`). What was tried out in this process is not tried again.
     """
@@ -99,7 +99,7 @@ def in_child(task: dict[str, Any]) -> Any:
 
 @contextmanager
 def faults_in_words(what: str, next_step: str) -> Iterator[None]:
-    """A tokenizer fails by exceptions of many kinds, and by panics of Rust code, which are no Exception."""
+    """A tokenizer fails by exceptions of many kinds, and by panics of Rust code, which are not Exceptions."""
     try:
         yield
     except ModelError:

@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, text: str = SAMPLE) -> Any:
             require_tame(folder, {"json": tokenizer.backend_tokenizer.to_str()}, text)
     template = _default_template(tokenizer.chat_template)
     if not isinstance(template, str | None):
-        raise ModelError(f"The chat template in {folder} is no text. Download the tokenizer's files again.")
+        raise ModelError(f"The chat template in {folder} is not text. Download the tokenizer's files again.")
     return tokenizer
 
 
@@ -55,7 +55,7 @@ def _require_vocabulary(folder: Path, tokenizer: Any) -> None:
     there = set(names_in(folder))
     if wanted and there.isdisjoint(wanted.union(TOKENIZER_FILES)) and not any(map(_VOCABULARY.search, there)):
         raise ModelError(
-            f"{folder} holds no vocabulary ({', '.join(sorted(wanted))}): its tokenizer would be made up. Download it."
+            f"{folder} holds no vocabulary ({', '.join(sorted(wanted))}): transformers would make one up. Download it."
         )
 
 
@@ -79,12 +79,12 @@ def _plain_config(settings: dict[str, Any]) -> Any:
 
 
 def require_tame_template(tokenizer: Any, seconds: float = TEMPLATE_SECONDS) -> None:
-    """Refuse a chat template that fails, runs longer than `seconds` or wants gigabytes; see child.py."""
+    """Refuse a chat template that fails, runs longer than `seconds` or needs gigabytes; see child.py."""
     render_prompt(tokenizer, "Hello, who or what are you?", seconds)
 
 
 def render_prompt(tokenizer: Any, text: str, seconds: float = TEMPLATE_SECONDS) -> str:
-    """`text` as the model is given it: in the turns of the chat template, or as it stands where there is none."""
+    """`text` as the model gets it: in the turns of the chat template, or unchanged where there is none."""
     template = _default_template(tokenizer.chat_template)
     if not template:
         return text
@@ -174,15 +174,15 @@ def _padding(tokenizer: Any, stated: dict[str, list[int]]) -> str:
     """What the pad token means for tuning; transformers' collators leave out of the loss whatever has its id."""
     pad, ends = tokenizer.pad_token_id, [tokenizer.eos_token_id, *stated.get("eos_token", [])]
     if pad is None:
-        return "none: name one before tuning in batches, a special token that nothing else uses"
+        return "none: before tuning in batches, choose a special token that nothing else uses"
     if pad in ends:
-        return "the same as EOS: what skips padding by its id skips true ends too, and the tuned model may never stop"
+        return "the same as EOS: masking padding by its id masks true ends too, and the tuned model may never stop"
     return "a token of its own: padding can be masked by its id"
 
 
 def _per_word(tokenizer: Any, text: str) -> str:
     tokens, words = len(split(tokenizer, text)), len(text.split())
-    of = "of a fixed English sample" if text == SAMPLE else "of the text given"
+    of = "of a fixed English sample" if text == SAMPLE else "of the given text"
     return (
         f"{tokens / words:.2f} ({tokens:,} for {words:,} word{'s' * (words != 1)} {of})" if words else "no words given"
     )

@@ -49,7 +49,7 @@ def describe_tokenizer(model: str | Path, text: str = SAMPLE) -> pd.DataFrame:
 
 
 def show_prompt(model: str | Path, text: str) -> str:
-    """The text as the model is given it: in the turns of its chat template; a base model's stands as it is.
+    """The text as the model gets it: in the turns of its chat template; unchanged for a base model.
 
     Safe to print: control characters are written as escapes. Raises ModelError for a template that does not work.
     """
@@ -68,7 +68,7 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
     """The tokens of `text` as coloured pieces with their ids; special ones framed, white space as marks.
 
-    At most 2,000 are drawn; below, how many there are, per word and in bytes. `print` gives the same as plain text.
+    At most 2,000 are drawn, with their number, per word and in bytes, below. `print` gives the same as plain text.
     """
     tokenizer = load_tokenizer(folder_of(model, with_tokenizer=True), text)
     table = _table(tokenizer, text)
@@ -100,7 +100,7 @@ def _piece(token: str, decoded: str) -> str:
 
 
 def _bytes(token: str) -> bytes | None:
-    """The bytes of a token that is no whole text: written `<0xF0>`, or in GPT-2's alphabet of 256 letters."""
+    """The bytes of a token that is not whole text: written `<0xF0>`, or in GPT-2's alphabet of 256 letters."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     if match := _BYTE.fullmatch(token):
@@ -125,7 +125,7 @@ def _notes(drawn: pd.DataFrame, tokens: int) -> Iterator[str]:
     if _PART.search(joined):
         yield "⟨F0 9F⟩: bytes of a character that is cut across tokens."
     if tokens > len(drawn):
-        yield f"The first {len(drawn):,} are drawn, the other {tokens - len(drawn):,} are left out."
+        yield f"The first {len(drawn):,} tokens are drawn; {tokens - len(drawn):,} more are left out."
 
 
 def _marked(piece: str) -> str:

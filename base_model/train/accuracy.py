@@ -12,8 +12,10 @@ from base_model.train.runs import as_of_their_day, compare_runs, describe, publi
 
 OPENING = """# How right the plans are
 
-Made by `python -m base_model.train.accuracy`: every published figure that we know well enough to plan, hits and misses.
-Sizes count in 1024s. The plans are of the libraries in requirements.txt; the runs used those of their day.
+This page sets every published figure that we know well enough to plan beside its plan, hits and misses.
+
+`python -m base_model.train.accuracy` makes it anew. Sizes count in 1024s. The plans are of the libraries in
+requirements.txt; the runs used those of their day.
 
 A peak that was *allocated* (torch's own count) should be met within 5%. *Reserved* memory, and what is seen from
 outside the process, is more than is allocated: a plan should lie between 20% below it and 5% above.

@@ -19,7 +19,7 @@ UNDONE: dict[str, Any] = {
 DEFAULT_TOKENS = 1024  # of a Trainer whose arguments say nothing of lengths; TRL's own default
 UNPLANNED = {
     "torch_compile": "a compiled model", "deepspeed": "DeepSpeed", "use_liger_kernel": "Liger's kernels",
-    "activation_offloading": "activation offloading", "fsdp": "FSDP on one device (take `devices=`)",
+    "fsdp": "FSDP on one device (take `devices=`)",
 }  # fmt: skip
 
 
@@ -74,6 +74,8 @@ def planned_run(
         raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
     if given.get("bf16") and given.get("fp16"):
         raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
+    if given.get("activation_offloading") and given.get("use_cpu"):
+        raise ModelError("activation_offloading moves activations off a card, and use_cpu has none. Leave one out.")
     cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
     if devices > 1:
@@ -86,7 +88,7 @@ def planned_run(
     require_whole("per_device_train_batch_size", made.per_device_train_batch_size)
     require_whole("gradient_accumulation_steps", made.gradient_accumulation_steps)
     if made.optim not in OPTIMIZERS:
-        raise ModelError(f"optim={str(made.optim.value)!r} is not planned. Planned are {', '.join(OPTIMIZERS)}.")
+        raise ModelError(f"optim={str(made.optim.value)!r} cannot be planned. These can be: {', '.join(OPTIMIZERS)}.")
     trl = hasattr(made, "packing")
     length = tokens if tokens is not None else getattr(made, "max_length", None) or DEFAULT_TOKENS
     require_whole("tokens", length, least=2)  # the first is not predicted
@@ -116,7 +118,7 @@ def _given(args: Any, trainer: str) -> tuple[type, dict[str, Any]]:
 
     kinds: dict[str, Any] = {"trl": SFTConfig, "hf": TrainingArguments}
     if trainer not in kinds:
-        raise ModelError(f'The trainer is "trl" (SFTTrainer) or "hf" (Trainer), not {trainer!r}.')
+        raise ModelError(f'`trainer` must be "trl" (SFTTrainer) or "hf" (Trainer), not {trainer!r}.')
     if args is None or isinstance(args, dict):
         _require_names(kinds[trainer], args or {})
         return kinds[trainer], dict(args or {})
@@ -124,7 +126,7 @@ def _given(args: Any, trainer: str) -> tuple[type, dict[str, Any]]:
         fields = [field.name for field in dataclasses.fields(args) if field.init]
         return type(args), {name: getattr(args, name) for name in fields if hasattr(args, name)}
     raise ModelError(
-        f"`args` is an SFTConfig, TrainingArguments or a dict of their arguments, not {type(args).__name__}."
+        f"`args` must be an SFTConfig, TrainingArguments or a dict of their arguments, not {type(args).__name__}."
     )
 
 
@@ -147,7 +149,7 @@ def _make(kind: type, arguments: dict[str, Any]) -> Any:
 
 
 def _require_packable(args: Any, trl: bool, load: dict[str, Any]) -> None:
-    """Packed texts keep apart only in flash attention: TRL warns, and they would attend to each other."""
+    """Packed texts stay apart only with flash attention; else they attend to one another, as TRL warns."""
     packed = trl and (args.padding_free or (args.packing and args.packing_strategy != "wrapped"))
     if packed and "flash" not in str(load.get("attn_implementation", "")):
         raise ModelError(

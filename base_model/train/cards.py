@@ -1,4 +1,4 @@
-"""One training step on several cards: its memory and its operations are planned once, its time is told for each."""
+"""One training step on several cards: its memory and its operations are planned once, its time is given for each."""
 
 from typing import Any
 

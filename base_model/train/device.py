@@ -6,7 +6,7 @@ that it gets; `_functions` does the same for torch's own functions, which ask in
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
@@ -107,6 +107,37 @@ def _unpacked(module: Any) -> Any:
     return weight
 
 
+class _Stream:
+    """A stream of a card: what is started there is done at once."""
+
+    def _done(self, *_: Any) -> None:
+        """Nothing is waited for."""
+
+    wait_stream = wait_event = record_event = synchronize = _done
+
+
+_STREAMS = SimpleNamespace(
+    Stream=_Stream, stream=lambda _: nullcontext(), current_stream=_Stream, empty_cache=lambda: None
+)
+
+
+def _offloading(_: Ledger) -> Callable[..., None]:
+    """TRL's offloading of activations, told that the card is where the fake tensors are."""
+    from trl.models.activation_offloading import OffloadActivations
+
+    real = OffloadActivations.__init__
+
+    @wraps(real)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        with (
+            mock.patch.object(torch.accelerator, "current_accelerator", lambda: torch.device("cpu")),
+            mock.patch.object(torch, "get_device_module", lambda _: _STREAMS),
+        ):
+            real(self, *args, **kwargs)
+
+    return init
+
+
 _FOREACH = [torch.Tensor, DTensor, FakeTensor]
 # On every device: a fake tensor is treated like the real one that it stands for.
 BRANCHES_ON_FAKE = (
@@ -132,6 +163,7 @@ BRANCHES = (
     Branch(_CHUNKS, "_addmm_fp32", "device.type", lambda _: torch.ops.base_model.addmm_fp32),
     Branch("torch.optim.optimizer", "_get_foreach_kernels_supported_devices", '"cuda"', lambda _: lambda: ["cpu"]),
     Branch("bitsandbytes.autograd._functions", "matmul", "device.type", lambda _: _matmul_8bit),
+    Branch("trl.models.activation_offloading", "OffloadActivations.__init__", "current_accelerator", _offloading),
     Branch("bitsandbytes.optim.optimizer", "Optimizer8bit.get_state_buffer", "device.type", _state_buffer),
 )
 
@@ -203,11 +235,21 @@ def attention(
     return output
 
 
+def _address(storage: torch.UntypedStorage) -> int:
+    """Where a storage lies; of one that lies nowhere, a number of its own, far from any other's."""
+    return storage._cdata << 32 if storage.device.type == "meta" else _real_address(storage)
+
+
+_real_address = torch.UntypedStorage.data_ptr
+
+
 def _functions() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """torch's own functions that allocate otherwise on CUDA, by their owner and name, and what takes their place."""
     functional: Any = torch.nn.functional
     yield functional, "scaled_dot_product_attention", attention
     yield functional, "dropout", _dropout
+    yield torch.UntypedStorage, "data_ptr", _address
+    yield torch.Tensor, "record_stream", _Stream._done
     for owner in (torch, functional, torch.Tensor):
         for name in IN_FLOAT32:
             if hasattr(owner, name):

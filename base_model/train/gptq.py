@@ -84,7 +84,7 @@ def adapt(adapter: Any) -> Any:
     from peft.tuners.lora.gptq import GPTQLoraLinear
 
     if not isinstance(adapter, LoraConfig):
-        raise ModelError(f"A GPTQ base is trained by LoRA; {type(adapter).__name__} is not planned on it.")
+        raise ModelError(f"A GPTQ base is trained with LoRA; {type(adapter).__name__} is not planned on it.")
     adapter._register_custom_module({PackedLinear: GPTQLoraLinear})
     return adapter
 
@@ -92,4 +92,4 @@ def adapt(adapter: Any) -> Any:
 def _refuse_experts(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and "expert" in name:
-            raise ModelError(f"GPTQ packs one matrix at a time, and {name} holds all experts: that is not planned.")
+            raise ModelError(f"GPTQ packs one matrix at a time, and {name} holds all experts: this cannot be planned.")

@@ -29,7 +29,7 @@ SAME = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "hbm3": "sxm", "hbm2e": "",
 
 
 def gpus(measure: bool = False) -> pd.DataFrame:
-    """The cards that are known, one row each; with `measure`, this machine's CPU as well (see `this_cpu`).
+    """All known cards, one row each; with `measure`, this machine's CPU as well (see `this_cpu`).
 
     Columns: `gpu`, `memory_bytes` (as sold; a driver and error correction hold some of it back; of an Apple chip the
     most that can be ordered), `bandwidth` (bytes/s), `bf16_flops`, `fp16_flops`, `fp32_flops` (operations/s, dense,
@@ -60,10 +60,10 @@ def this_cpu() -> pd.Series:
 
 
 def card(name: str) -> pd.Series:
-    """The row of `gpus` that a name means: "4090", "rtx 4090", "A100-SXM4-80GB", "l40s"; "cpu" measures this one.
+    """The row of `gpus` for a name: "4090", "rtx 4090", "A100-SXM4-80GB", "l40s"; "cpu" measures this one.
 
-    Where a name fits several cards of equal memory, a ModelWarning says so and the slowest of them answers. Raises
-    ModelError, with the nearest names, for a card that is not known, and for one that comes with different memories.
+    Where a name fits several cards of equal memory, a ModelWarning says so and the slowest is taken. Raises
+    ModelError, with the nearest names, for an unknown card, and for one sold with different memories.
     """
     if name.strip().lower() == CPU.lower():
         return this_cpu()
@@ -79,7 +79,7 @@ def card(name: str) -> pd.Series:
     slowest = found.sort_values(["bandwidth", "fp16_flops"]).iloc[0]
     others = " or ".join(found["gpu"])
     warnings.warn(
-        f"{visible(name)!r} may be {others}: taken for {slowest['gpu']}, the slower. Name yours in full.",
+        f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slower. Give its full name.",
         ModelWarning,
         stacklevel=2,
     )
@@ -98,7 +98,7 @@ def _words(name: str) -> frozenset[str]:
 def _unclear(name: str, found: list[str], known: list[str]) -> str:
     """The sentence for a name that fits no card, or several that differ."""
     if found:
-        return f"{visible(name)!r} may be {' or '.join(found)}, which differ in memory. Name yours in full."
+        return f"{visible(name)!r} could be {' or '.join(found)}, which differ in memory. Give its full name."
     short = {" ".join(word for word in gpu.lower().split() if word not in NOISE): gpu for gpu in known}
     near = [short[match] for match in difflib.get_close_matches(name.lower(), short, n=3, cutoff=0.4)]
     hint = f"The nearest are {', '.join(near)}. " if near else ""

@@ -1,4 +1,4 @@
-"""TRL's own run, method by method and knob by knob: what each brings in memory."""
+"""TRL's own run, method by method and setting by setting: what each saves or costs in memory."""
 
 import warnings
 from typing import Any

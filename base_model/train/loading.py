@@ -14,7 +14,7 @@ def with_attention(model: Any, wanted: str | None) -> Any:
     if wanted is None:
         return model
     if wanted == "flex_attention":
-        raise ModelError("flex_attention is compiled for the card, which is not planned: take sdpa.")
+        raise ModelError("flex_attention is compiled for the card, which cannot be planned: use sdpa.")
     if "flash" in wanted:
         _register_flash()
         wanted = FLASH
@@ -55,18 +55,18 @@ def quantized(model: Any, settings: Any) -> Any:
         return gptq.pack(model, settings)
     if not isinstance(settings, BitsAndBytesConfig):
         raise ModelError(
-            f"A quantisation is planned from a BitsAndBytesConfig or a GPTQConfig, not from {type(settings).__name__}."
+            f"quantization_config must be a BitsAndBytesConfig or a GPTQConfig, not {type(settings).__name__}."
         )
     return quantize_by(model, settings)
 
 
 def warn_of_experts(model: Any) -> None:
-    """bitsandbytes packs linear layers; transformers 5 keeps all experts of a layer in one parameter, which is none."""
+    """bitsandbytes packs linear layers; transformers 5 keeps all experts of a layer in one parameter, which is not."""
     left = sum(one.nbytes for name, one in model.named_parameters() if one.ndim == 3 and "expert" in name)
     if left:
         warnings.warn(
             f"The experts, {format_bytes(left)}, stay unpacked: bitsandbytes packs linear layers, and transformers 5 "
-            "keeps all experts of a layer in one parameter. Before it, each was a linear layer, and was packed.",
+            "keeps all experts of a layer in one parameter. Before version 5, each was a linear layer, and was packed.",
             ModelWarning,
             stacklevel=2,
         )

@@ -57,7 +57,7 @@ def measure(
     require_whole("tokens", tokens, least=2)  # the first is not predicted
     require_whole("batch", batch)
     if not isinstance(quantized, bool):
-        raise ModelError(f"`quantized` is True for NF4, or False, not {quantized!r}: training on int8 is not planned.")
+        raise ModelError(f"`quantized` must be True (NF4) or False, not {quantized!r}: int8 cannot be planned.")
     if quantized and adapter is None:
         raise ModelError("Quantised weights cannot be trained themselves: give an adapter, such as LoraConfig().")
     from base_model.plan.answers import Finite
@@ -79,7 +79,7 @@ def _require_positions(config: Any, tokens: int) -> None:
     """Stop where positions are rows of a table, and this text is longer: no real step would run."""
     positions = positions_of(config)
     if positions and tokens > positions and has_position_table(skeleton_of(config), positions):
-        raise ModelError(f"The positions of this model end at {positions:,} tokens. Take at most that many.")
+        raise ModelError(f"This model has positions for {positions:,} tokens. Use at most that many.")
 
 
 def _prepared(config: Any, checkpointing: bool, quantized: bool, dtype: str | None) -> Any:
@@ -108,7 +108,7 @@ def _run_step(model: Any, ledger: "Ledger", tokens: int, batch: int) -> None:
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ModelError("Nothing is trained: this adapter has no trainable parameter (inference_mode=True?).")
+        raise ModelError("Nothing is trained: this adapter has no trainable parameters (inference_mode=True?).")
     optimizer = torch.optim.AdamW(trained, foreach=True)  # what torch does on a GPU unless told otherwise
     ids = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     for parameter in trained:

@@ -1,12 +1,13 @@
 """What a model will need, by its name: its config.json, local or on the Hub, handed to the rooms that measure."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, visible
+from base_model import ModelError, ModelWarning, visible
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder
@@ -54,7 +55,7 @@ def plan_adapters(model: str | Path, adapters: dict[str, Any] | None = None) -> 
 
 
 def default_adapters(model: str | Path) -> dict[str, Any]:
-    """The adapters that `plan_adapters` takes unless others are given, as `{name: PeftConfig}`."""
+    """The adapters that `plan_adapters` plans by default, as `{name: PeftConfig}`."""
     return adapter_room.default_adapters(skeleton(model))
 
 
@@ -96,7 +97,7 @@ def compare_training(model: str | Path, tokens: int = 1024, batch: int = 1) -> p
 
 
 def training_ladder(model: str | Path, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
-    """What each knob brings, from TRL's defaults on: one `change` per row, against the first.
+    """What each setting saves or costs, starting from TRL's defaults: one `change` per row, compared with the first.
 
     Columns: `change`, `batch`, `tokens`, the columns of `compare_training`, `difference_bytes` (negative: it saves).
     """
@@ -114,11 +115,11 @@ def plan_trainer(
     prepared: bool = False,
     trainer: str = "trl",
 ) -> pd.DataFrame:
-    """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, by its own step.
+    """The memory of the run that you would hand to `SFTTrainer(model, args, peft_config=...)`, from its own step.
 
     `args` is an `SFTConfig` (or None: TRL's defaults), `TrainingArguments` for HF's `Trainer`, or a dict of the
-    arguments of either (`trainer` "trl" or "hf"), which needs no card where transformers would refuse to build one. The
-    plan is of a CUDA card, or of the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
+    arguments of either (`trainer` "trl" or "hf"), which works without the card that transformers would ask for. The
+    plan is for a CUDA card, or for the CPU with `use_cpu`. `tokens` overrides `max_length`; every text is that long.
     `model_init_kwargs` is what you would give `from_pretrained` (`dtype`, `attn_implementation`); the weights are as
     they are stored unless it says more. TRL itself, given a name and no `dtype`, loads float32. `quantization_config`
     is a `BitsAndBytesConfig` or a `GPTQConfig`. `prepared` says that your script calls PEFT's
@@ -128,8 +129,8 @@ def plan_trainer(
     gathered weights are `temporary_bytes` then.
 
     One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
-    `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for what contradicts itself or what the
-    libraries refuse.
+    `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for arguments that contradict
+    one another or that the libraries refuse.
     """
     return trainers.plan_trainer(
         _config(model), args, peft_config, quantization_config, tokens, devices, model_init_kwargs, prepared, trainer
@@ -146,12 +147,12 @@ def plan_time(
     trainer: str = "trl",
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """How long one step of that run takes on a card of `gpus` ("cpu" measures this machine's), before it is rented.
+    """How long one step of that run takes on a card of `gpus`, before you rent it ("cpu" measures this machine's).
 
     The first arguments are those of `plan_trainer`; `trainer="plain"` is the loop of `plan_training`, with the batch
     and the checkpointing of `args`. One row: `gpu`; `step_s` (of the optimizer, all micro-batches); `low_s`, `high_s`:
-    nine of ten published steps lie between; `tokens_per_s`; and what the step is made of: `compute_s`, `memory_s`,
-    `launch_s`. Raises ModelError, also for a card that is not known.
+    nine of ten published steps lie between; `tokens_per_s`; and what the time is made of: `compute_s`, `memory_s`,
+    `launch_s`. Raises ModelError, also for an unknown card.
     """
     return time.plan_time(
         _config(model), args, peft_config, quantization_config, tokens, gpu, trainer, model_init_kwargs
@@ -162,7 +163,7 @@ def compare_gpus(model: str | Path, gpus: Iterable[str] = COMMON, tokens: int = 
     """One step of TRL's defaults, LoRA on all linear layers, on several cards of `gpus`: planned once, timed on each.
 
     Columns: `gpu`, `memory_bytes` (as sold), `peak_bytes`, `verdict` (fits, tight, does not fit), those of `plan_time`,
-    `hours_per_million` (tokens). Raises ModelError for a card that is not known.
+    `hours_per_million` (tokens). Raises ModelError for an unknown card.
     """
     return cards_table(_config(model), list(gpus), tokens, batch)
 
@@ -175,7 +176,7 @@ def recommend(
     tokens: int = 1024,
     devices: int = 1,
 ) -> pd.DataFrame:
-    """What can be done with a model on a card, with your data, by which method; best first.
+    """Which methods can tune a model on a card, with your data, and how long each takes; best first.
 
     `gpu` is a card of `gpus`, this machine without one; `memory` ("24GiB") a card that is not listed. `data` is what
     `text_lengths` takes, cut at `tokens`; without it every text has `tokens`. `devices` share the model by FSDP2.
@@ -185,8 +186,8 @@ def recommend(
     `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
     (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
     `devices`, `least_bytes` (the peak at batch 1, along a line through models of a few layers).
-    What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others;
-    then the faster. An interrupted search keeps what it has found. Raises ModelError.
+    What fits comes first; among that, methods whose published accuracy is within 0.05 of the best; then the faster.
+    An interrupted search keeps what it has found. Raises ModelError.
     """
     from base_model.text.lengths import batch_tokens, text_lengths
 
@@ -205,22 +206,25 @@ def settings(model: str | Path, row: Any) -> str:
     """A row of `recommend` as Python to copy: `adapter` (a `PeftConfig`), `quantization` (`BitsAndBytesConfig`) and
     `args` (`SFTConfig`), as far as the method has them.
 
-    `row` is a Series, a dict or a table of one row. The Python asks the machine on which it runs whether it computes in
-    bfloat16, float16 or float32, and gives that as `dtype`, for `from_pretrained`. Raises ModelError.
+    `row` is a Series, a dict or a table of one row. The Python checks whether the machine it runs on computes in
+    bfloat16, float16 or float32, and sets `dtype` accordingly, for `from_pretrained`. Raises ModelError.
     """
     return choices.settings(_config(model), choices.choice_of(row))
 
 
 def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = None) -> Path:
-    """Write `train.py`, a plain run of TRL's SFTTrainer by a row of `recommend`, into a folder; gives its path.
+    """Write `train.py`, a plain run of TRL's SFTTrainer by a row of `recommend`, into a folder; returns its path.
 
     Beside it: requirements.txt with pins; fsdp.yaml for `accelerate launch` where the row has several devices; and
     data.parquet where `data` is a `datasets.Dataset`. Else `data` is a file as in `text_lengths`; without one, the
-    project's own. Run it by `python train.py [--steps N] [--merge]`: it holds out a part of the data, goes on from its
+    project's own. Run it by `python train.py [--steps N] [--merge]`: it holds out part of the data, resumes from its
     last checkpoint, and saves the adapter. Nothing is overwritten. Raises ModelError.
     """
-    choice = choices.choice_of(row)
-    return script.write_script(_config(model), choice, *_source(model), Path(folder), data)
+    choice, source, place = choices.choice_of(row), _source(model), local_folder(model)
+    if source[0] == str(place.absolute()) and not is_complete(place):
+        missing = f"{visible(source[0])} has no weights yet, and the script needs them."
+        warnings.warn(missing, ModelWarning, stacklevel=2)
+    return script.write_script(_config(model), choice, *source, Path(folder), data)
 
 
 def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) -> pd.DataFrame:
@@ -233,7 +237,7 @@ def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) 
     """
     choice = choices.choice_of(row)
     if not is_complete(local_folder(model)):
-        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` brings it.")
+        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` downloads it.")
     return trial.try_training(_config(model), choice, *_source(model), data, steps)
 
 

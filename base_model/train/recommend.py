@@ -1,7 +1,7 @@
 """What can be done with a model on a card: each method by the trainer's own plan, and the largest batch that fits.
 
-A search plans only what it must. Memory grows with the layers and with the batch along lines, so four plans of a model
-of a few layers propose a batch, and a plan of the whole model verifies it.
+A search plans only what it must. At each moment of a step memory grows with the layers along a line, so two plans of
+models of a few layers propose what the whole takes; once that fits, a plan of the whole model verifies it.
 """
 
 import math
@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, require_whole
-from base_model.architecture.config import count_parameters, skeleton_of
+from base_model.architecture.config import count_parameters, layers_of, skeleton_of
 from base_model.plan.machine import this_machine
+from base_model.read.tensors import places
 from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.time import time_on
@@ -36,10 +37,11 @@ RESERVED, RESERVED_AT_BEST = 1.10, 1.04
 CONTEXT_BYTES = 600 << 20  # what the driver and the libraries' kernels hold beside torch's allocator
 # Cards whose error correction takes a sixteenth of the memory that is sold: those with GDDR6 in a data centre.
 CORRECTED = ("T4", "A10", "A10G", "L4", "L40", "L40S")
-SHALLOW = (2, 4)  # layers of the models that propose
-FEW = 8  # texts: the other end of the line that proposes a batch
-MOST_BATCH, MOST_TRIES = 1024, 4
+FEW = 8  # texts: the other end of the first line that proposes a batch
+MOST_BATCH = 128  # texts at a time: more train no faster, and few optimizer steps take as many
+MOST_PROPOSALS, MOST_TRIES = 8, 6
 STEP = 64  # tokens: what the longest text is rounded down to
+SURE = 1.01  # a proposal this far beyond needs no plan of the whole
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
 
 
@@ -189,23 +191,26 @@ class Search:
         from base_model.train.operations import Tape
 
         tape = Tape()
-        peak = self._peak(self.config, batch, tape)
-        return Step(peak, tape.costs, self.place.half)
+        return Step(max(self._peaks(self.config, batch, tape).values()), tape.costs, self.place.half)
 
-    def _peak(self, config: Any, batch: int, observe: Any = None) -> int:
+    def _peaks(self, config: Any, batch: int, observe: Any = None) -> Counter[str]:
+        """The peak at each moment of the step."""
         adapter, packing = adapter_of(config, self.method), packing_of(self.method)
         ledger, _, run = measured(
             config, self.arguments(batch), adapter, packing, self.tokens, self.devices, observe=observe
         )
-        return ledger.peak + (WORKSPACE_BYTES if run.cuda else 0)
+        workspace = WORKSPACE_BYTES if run.cuda else 0
+        return Counter({moment: peak + workspace for moment, peak in ledger.peaks.items()})
 
     def proposed(self, batch: int) -> float:
-        """The peak of the whole model along the line through two models of a few layers: a lower bound."""
-        depth = self.config.get_text_config().num_hidden_layers
-        if depth <= SHALLOW[-1]:
-            return self._peak(self.config, batch)
-        few, more = (self._peak(shallow(self.config, layers), batch) for layers in SHALLOW)
-        return few + (more - few) * (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+        """The peak of the whole model: of each moment, the line through two models of a few layers goes there."""
+        depth = layers_of(self.config)
+        less, more = depths_of(self.config)
+        if depth <= more:
+            return max(self._peaks(self.config, batch).values())
+        few, some = (self._peaks(shallow(self.config, layers), batch) for layers in (less, more))
+        times = (depth - less) / (more - less)
+        return max(few[moment] + (some[moment] - few[moment]) * times for moment in few | some)
 
 
 def needed(peak: float, reserved: float = RESERVED) -> float:
@@ -232,7 +237,7 @@ def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
-    why = _why(search, step, verdict, exact)
+    why = _why(search, step, batch, verdict, exact)
     longest = pd.NA if verdict == "does not fit" else _longest(search, batch, step, slope)
     return _cells(search, cells, why, longest, speed, int(min(least, step.peak)))
 
@@ -244,27 +249,45 @@ def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: floa
 
 def largest(search: Search) -> tuple[int, Step, float, bool, float]:
     """The largest batch that fits, its step, the bytes of one text more, whether the whole model was planned, and the
-    peak with one text, along the line.
+    peak with one text, as proposed.
 
     One where none fits: proposed only, since it is no batch to run.
     """
     one, usable = search.proposed(1), search.place.usable
-    if needed(one, RESERVED_AT_BEST) > usable:  # a lower bound, and too much already
+    if needed(one, RESERVED_AT_BEST) > usable * SURE:
         return 1, Step(int(one), Counter(), search.place.half), float("inf"), False, one
-    slope = max((search.proposed(FEW) - one) / (FEW - 1), 1.0)
-    batch = _within(1 + int((usable / RESERVED - one) // slope))
-    fitting: tuple[int, Step] | None = None
-    for _ in range(MOST_TRIES):
-        step = search.plan(batch)
-        room = usable / RESERVED - step.peak
-        if room >= 0:
-            fitting = batch, step
-        better = _within(batch + int(room // slope))
-        if better == batch or (fitting and better <= fitting[0]):
-            break
-        batch = better
-    batch, step = fitting or (batch, step)
-    return batch, step, slope, True, one
+    batch, slope = _proposal(search, one, usable / RESERVED)
+    planned: dict[int, Step] = {}
+    while batch not in planned and len(planned) < MOST_TRIES:
+        planned[batch] = search.plan(batch)
+        if len(planned) > 1:  # two plans of the whole know better than those of a few layers
+            (less, few), (more, some) = sorted(planned.items())[:2]
+            slope = max((some.peak - few.peak) / (more - less), 1.0)
+        fitting = [size for size, step in planned.items() if step.peak <= usable / RESERVED]
+        nearest = max(fitting, default=min(planned))
+        batch = _within(nearest + int((usable / RESERVED - planned[nearest].peak) // slope))
+    return nearest, planned[nearest], slope, True, one
+
+
+def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:
+    """The largest batch whose proposed peak is within the limit, and the bytes of one text more, there.
+
+    Peaks are convex in the batch: a line between two of them crosses the limit early, a line beyond them late.
+    """
+    known = {1: one, FEW: search.proposed(FEW)}
+    while True:
+        below = max((batch for batch, peak in known.items() if peak <= limit), default=1)
+        above = min((batch for batch, peak in known.items() if peak > limit and batch > below), default=None)
+        ends = (below, above) if above else sorted(known)[-2:]
+        slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1.0)
+        batch = min(_within(below + int((limit - known[below]) // slope)), FEW * max(known))
+        if above and batch - below < below // 16:  # near enough for the plan of the whole to find the last few
+            return batch, slope
+        if above:
+            batch = min(max(batch, below + 1), above - 1)
+        if batch in known or len(known) > MOST_PROPOSALS:
+            return below, slope
+        known[batch] = search.proposed(batch)
 
 
 def _within(batch: int) -> int:
@@ -291,13 +314,43 @@ def _pace(search: Search, step: Step, batch: int, epoch: Callable[[int], float] 
     return speed, hours * time["low_s"] / time["step_s"], hours * time["high_s"] / time["step_s"]
 
 
-def _why(search: Search, step: Step, verdict: str, exact: bool) -> str:
+def _why(search: Search, step: Step, batch: int, verdict: str, exact: bool) -> str:
     """What the verdict rests on, in a sentence."""
     need, usable = format_bytes(int(needed(step.peak))), format_bytes(search.place.usable)
     if verdict == "does not fit":
         missing = format_bytes(int(needed(step.peak, RESERVED_AT_BEST) - search.place.usable))
         return f"One text of {search.tokens:,} tokens misses {missing}" + ("." if exact else ", at least.")
-    return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak."
+    more = f" {MOST_BATCH} texts are the most that are tried." if batch == MOST_BATCH else ""
+    return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
+
+
+def depths_of(config: Any) -> tuple[int, int]:
+    """The layers of two models that propose: with one period of the layers that repeat to the end, and with two."""
+    depth = layers_of(config)
+    kinds = _kinds(config, depth)
+    pairs = (
+        (begin + period, begin + 2 * period)
+        for period in range(1, depth)
+        for begin in range(depth - 2 * period)
+        if kinds[begin : depth - period] == kinds[begin + period :]
+    )
+    return min(pairs, key=lambda pair: pair[1], default=(depth, depth))
+
+
+def _kinds(config: Any, depth: int) -> list[Any]:
+    """Of each layer, the shapes of its parameters and what config.json calls it."""
+    weights = dict(skeleton_of(config).named_parameters())
+    layers, _ = places(list(weights), [weight.numel() for weight in weights.values()])
+    called = [value for value in vars(config.get_text_config()).values() if _is_per_layer(value, depth)]
+    shapes: list[list[Any]] = [[] for _ in range(depth)]
+    for layer, weight in zip(layers, weights.values(), strict=True):
+        if layer is not None and layer < depth:
+            shapes[layer].append(tuple(weight.shape))
+    return list(zip(map(str, shapes), *called, strict=True))
+
+
+def _is_per_layer(value: Any, depth: int) -> bool:
+    return isinstance(value, list) and len(value) == depth
 
 
 def shallow(config: Any, layers: int) -> Any:
@@ -306,7 +359,7 @@ def shallow(config: Any, layers: int) -> Any:
     text = small.get_text_config()
     depth = text.num_hidden_layers
     for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == depth:
+        if _is_per_layer(value, depth):
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
     return small

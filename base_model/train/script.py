@@ -21,7 +21,7 @@ SCRIPT, PINS, LAUNCH, DATA = "train.py", "requirements.txt", "fsdp.yaml", "data.
 HEAD = '''"""{method}, by TRL's SFTTrainer.
 
     {run}             # one epoch, or on from its last checkpoint
-    {run} --steps 20  # a short run, to see that all is well
+    {run} --steps 20  # a short run, to check that it works
 {merge_usage}"""
 
 import argparse
@@ -59,10 +59,10 @@ rows = load_dataset("{kind}", data_files=DATA, split="train")
 # One text in ten, at most 200, is held out: it tells whether tuning helps where the model has not seen the answer.
 parts = rows.train_test_split(test_size=min(200, max(1, len(rows) // 10)), seed=SEED)
 
-# Conversations are written in the chat template of the tokenizer. Of prompt and completion, the completion alone is
-# learned; of `messages`, every turn (assistant_only_loss=True: the answers).
+# Conversations are written in the tokenizer's chat template. With prompt and completion, only the completion is
+# learned; with `messages`, every turn (or only the answers: assistant_only_loss=True).
 tokenizer = AutoTokenizer.from_pretrained(MODEL{with_revision})
-# TRL, given the name alone, would load the weights in float32, which takes twice the memory of 16 bits.
+# Given only a name, TRL would load the weights in float32, which takes twice the memory of 16 bits.
 model = AutoModelForCausalLM.from_pretrained(
     MODEL,{and_revision}
     dtype=dtype,{quantization}
@@ -82,7 +82,7 @@ ADAPTER_DTYPE = """if args.fp16:  # TRL makes the adapter of packed weights bflo
 """
 MERGE = """
 if options.merge and trainer.is_world_process_zero():
-    # Into the weights as they are stored: what was packed in 4 bits for tuning is not what one merges into.
+    # Merge into the weights as they are stored, not into the 4-bit copies used for tuning.
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype="auto"{with_revision})
     PeftModel.from_pretrained(base, HERE / "adapter").merge_and_unload().save_pretrained(HERE / "merged")
     tokenizer.save_pretrained(HERE / "merged")
@@ -173,7 +173,7 @@ def requirements(choice: Choice) -> str:
 
 
 def write_script(config: Any, choice: Choice, model: str, revision: str | None, folder: Path, data: Any) -> Path:
-    """Write the files, none of which may be there, and give the path of train.py. Raises ModelError."""
+    """Write the files, none of which may be there, and give the path of train.py, as the folder is given."""
     dataset = read_data(example_data() if data is None else data)
     if len(dataset) < 2:
         raise ModelError(f"{name_of(data)} holds one example, and one is held out. Give a file with two or more.")
@@ -193,8 +193,8 @@ def write_script(config: Any, choice: Choice, model: str, revision: str | None, 
             with quiet():
                 dataset.to_parquet(here / DATA)
     except OSError as error:
-        raise ModelError(f"The script cannot be written in {visible(str(here))}: {brief(error)}.") from error
-    return here / SCRIPT
+        raise ModelError(f"The script cannot be written to {visible(str(here))}: {brief(error)}.") from error
+    return folder.expanduser() / SCRIPT
 
 
 def _require_free(folder: Path, names: list[str]) -> None:

@@ -1,5 +1,6 @@
 """A row of `recommend` as the libraries' own settings: as objects for this machine, and as Python for any."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -7,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, require_whole
+from base_model import ModelError, ModelWarning, require_whole
 from base_model.train.methods import METHODS, Method, adapter_of, method_of, packing_of
 
 NEEDED = ("method", "checkpointing", "batch", "tokens")
@@ -34,20 +35,26 @@ class Choice:
 
 
 def choice_of(row: Any) -> Choice:
-    """A row as a Series, a dict or a table of one row. Raises ModelError for what is no such row."""
+    """A row as a Series, a dict or a table of one row. Raises ModelError for anything else."""
     if isinstance(row, pd.DataFrame) and len(row) == 1:
         row = row.iloc[0]
     if not isinstance(row, pd.Series | Mapping):
-        raise ModelError("`row` is one row of `recommend`, such as recommend(model).iloc[0], or a dict of its columns.")
+        raise ModelError(
+            "`row` must be a row of `recommend`, such as recommend(model).iloc[0], or a dict of its columns."
+        )
     if missing := [name for name in NEEDED if name not in row]:
-        raise ModelError(f"The row has no {', '.join(missing)}. Take one of `recommend`.")
+        raise ModelError(f"The row lacks {', '.join(missing)}. Take one from `recommend`.")
     if row["method"] not in (names := [method.name for method in METHODS]):
-        raise ModelError(f"The row's method is one of {'; '.join(names)}; not {row['method']!r}.")
+        raise ModelError(f"The row's method must be one of {'; '.join(names)}; not {row['method']!r}.")
     if str(row["checkpointing"]) not in ("True", "False"):
-        raise ModelError(f"The row's checkpointing is True or False, not {row['checkpointing']!r}.")
+        raise ModelError(f"The row's checkpointing must be True or False, not {row['checkpointing']!r}.")
+    if row.get("verdict") == "not planned":
+        raise ModelError(f"{row['method']} could not be planned here, so there are no settings: {row.get('why', '')}")
     devices = row.get("devices", 1)
     for name, value, least in (("batch", row["batch"], 1), ("tokens", row["tokens"], 2), ("devices", devices, 1)):
         require_whole(name, value, least)
+    if row.get("verdict") == "does not fit":
+        warnings.warn(f"{row['method']} does not fit: {row.get('why', '')}", ModelWarning, stacklevel=4)
     return Choice(
         method_of(row["method"]), bool(row["checkpointing"]), int(row["batch"]), int(row["tokens"]), int(devices)
     )

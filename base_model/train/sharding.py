@@ -34,7 +34,7 @@ from base_model.plan.ledger import Ledger
 def group_of(devices: int) -> Iterator[None]:
     """Inside, this process is the first of a group of devices, which accelerate takes for CUDA cards."""
     if dist.is_initialized():
-        raise ModelError("This process is in a group of torch.distributed already: plan sharded training outside it.")
+        raise ModelError("This process already belongs to a torch.distributed group: plan sharded training outside it.")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     with _states_put_back():

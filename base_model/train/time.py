@@ -1,7 +1,7 @@
 """How long a training step takes on a card: the step that plans the memory, each operation by its cost.
 
-An operation takes as long as the larger of its FLOPs over what the card computes and its bytes over what it moves, and
-a kernel's own start. The CPU that launches the operations runs ahead of the card; where it cannot, it sets the pace.
+An operation takes as long as the larger of its FLOPs over what the card computes and its bytes over what it moves, plus
+the start of a kernel. The CPU that launches the operations runs ahead of the card; where it cannot, it sets the pace.
 """
 
 import tempfile
@@ -36,9 +36,8 @@ SUSTAINED: Mapping[str, tuple[float, float]] = {
     CPU: (1.0, 1.0),
 }  # fmt: skip
 OTHERS = (0.65, 0.75)
-ATTENTION = (
-    0.6  # of the pace of products: what FlashAttention-2 reaches of it (https://arxiv.org/abs/2307.08691, fig. 4)
-)
+# Of the pace of products: what FlashAttention-2 reaches of it (https://arxiv.org/abs/2307.08691, figure 4).
+ATTENTION = 0.6
 KERNEL_S = 2e-6  # a kernel's own start and end on the card
 LAUNCH_S = 15e-6  # Python and autograd, per operation, on the CPU beside the card
 SLOW_HOSTS = {"T4": 35e-6}  # beside these cards are the slow CPUs of Colab and Kaggle
@@ -69,7 +68,7 @@ def step_costs(
     from base_model.train.operations import Tape
 
     if trainer not in TRAINERS:
-        raise ModelError(f'`trainer` is "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
+        raise ModelError(f'`trainer` must be "trl", "hf" (for `args` in a dict) or "plain", not {trainer!r}.')
     tape = Tape()
     if trainer == "plain":
         with tempfile.TemporaryDirectory() as folder:

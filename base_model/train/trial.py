@@ -92,7 +92,7 @@ def _name_of(device: str) -> str | None:
         try:
             return str(card(name)["gpu"])
         except ModelError as error:
-            warnings.warn(f"No time is planned. {error}", ModelWarning, stacklevel=2)
+            warnings.warn(f"The time is not planned. {error}", ModelWarning, stacklevel=2)
     return None
 
 
@@ -102,7 +102,7 @@ def _require_room(peak: int, here: Precision) -> None:
     usable = int(machine["usable_bytes"].get(here.device, machine["usable_bytes"].iloc[0]))
     if peak > usable:
         raise ModelError(
-            f"By plan a step takes {format_bytes(peak)} here, and {here.device} has {format_bytes(usable)}. Try a row "
+            f"The plan needs {format_bytes(peak)}, but {here.device} has {format_bytes(usable)} free. Try a row "
             "with a smaller batch, fewer tokens or checkpointing, or a machine with more memory."
         )
 
@@ -148,7 +148,7 @@ def _told(code: int, log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     words = visible(lines[-1])[:300] if lines else "it said nothing"
     if code == -9:
-        words = "the system ended it, as it does when memory runs out"
+        words = "the system killed it, as it does when memory runs out"
     return f"The run ended with an error: {words.rstrip('.')}. Correct what it names, or try a smaller batch."
 
 

@@ -83,7 +83,7 @@ def test_a_mapped_name_is_refused_where_it_comes_through(folder, monkeypatch):
     plain = (folder / "config.json").read_text()
     for fields in (KERNEL, {"attribute_map": {}}, {"get_mtp_config": 1}):
         change(folder, **fields)
-        with pytest.raises(mt.ModelError, match="no setting of a model"):
+        with pytest.raises(mt.ModelError, match="not a model setting"):
             read_architecture(folder)
         (folder / "config.json").write_text(plain)
 

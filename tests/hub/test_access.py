@@ -97,8 +97,8 @@ def test_a_file_from_the_hub_gives_way_to_its_newer_version(downloaded, publishe
     ("fault", "environment", "words"),
     [
         ("gated-no-token", {}, ["is gated", f"huggingface.co/{MODEL}", "settings/tokens", "`hf auth login`"]),
-        ("gated-not-granted", {"HF_TOKEN": TOKEN}, ["no access yet", f"huggingface.co/{MODEL}", "wait for the mail"]),
-        ("not-found", {}, [f"knows no model {MODEL}", "check the spelling", "`hf auth login`"]),
+        ("gated-not-granted", {"HF_TOKEN": TOKEN}, ["no access yet", f"huggingface.co/{MODEL}", "wait for the email"]),
+        ("not-found", {}, [f"has no model {MODEL}", "check the spelling", "`hf auth login`"]),
         ("disabled", {}, [f"disabled {MODEL}", f"huggingface.co/{MODEL}"]),
         ("bad-token", {"HF_TOKEN": TOKEN}, ["refused your token", "Run `hf auth login` again"]),
         ("token-scope", {"HF_TOKEN": TOKEN}, ["public gated repositories", "settings/tokens"]),
@@ -158,7 +158,7 @@ def test_a_file_changed_since_its_download_is_not_overwritten(downloaded, publis
 
 def test_an_id_that_the_client_refuses_is_told(tmp_path):
     done = fetch(UNPLUGGED, tmp_path / "toy", "import sys; sys.argv[1] = 'org/a--b'\n")
-    assert_refused(done, "org/a--b is no Hub id", "make demo")
+    assert_refused(done, "org/a--b is not a Hub id", "make demo")
 
 
 def test_a_model_without_safetensors_is_refused_before_downloading(published, tmp_path):

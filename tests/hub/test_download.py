@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_is_told(published, sizes, tmp_path):
         assert_refused(
             refused, f"The download needs {format_bytes(sum(sizes.values()))}, the disk of {disk}/toy has 20.00 MiB"
         )
-        assert_refused(full, f"The disk filled up while {MODEL} came in. Free some space, then run this again.")
+        assert_refused(full, f"The disk filled up while {MODEL} was downloading. Free some space, then run this again.")
         assert THIRD not in files_in(disk / "toy") and unfinished(disk) == []
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -71,7 +71,7 @@ DAMAGES = {  # branch: the damage, what is then read, and words of its ModelErro
         TENSORS,
         f"On the Hub, {INDEX} is not v",
     ),
-    "bad-config": (lambda folder: (folder / "config.json").write_text("[]"), TENSORS, "On the Hub, config.json holds"),
+    "bad-config": (lambda folder: (folder / "config.json").write_text("[]"), TENSORS, "On the Hub, config.json is not"),
     "page": (lambda folder: (folder / SHARD).write_text("<html>" * 99), TENSORS, f"{SHARD} is an HTML or XML page"),
     "empty": (lambda folder: (folder / SHARD).write_text(""), TENSORS, f"{SHARD} is empty"),
     "cut": (lambda folder: os.truncate(folder / SHARD, 300), TENSORS, f"{SHARD} ends within its header"),
@@ -270,7 +270,7 @@ def test_sizes_that_the_hub_states_wrongly_are_noticed(base_toy, tmp_path):
             (true + 8, "model.safetensors is too long"),
             (true - 8, "model.safetensors is 8 B short"),
             (10, "ends within its header"),
-            (10**19, "10,000,000,000,000,000,000 bytes, cannot be laid out in"),
+            (10**19, "10,000,000,000,000,000,000 bytes, cannot be created in"),
         ]
     ):
         with HubStandIn(base_toy, listed={"model.safetensors": size}) as stand_in:

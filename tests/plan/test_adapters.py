@@ -194,7 +194,7 @@ def test_notes_are_about_the_model_not_about_the_choice(toy):
 def test_adapters_are_given_by_name(toy):
     import peft
 
-    with pytest.raises(mt.ModelError, match="given by name"):
+    with pytest.raises(mt.ModelError, match="Give adapters by name"):
         mt.plan_adapters(toy, peft.LoraConfig())
     assert mt.plan_adapters(toy, {}).empty
 
@@ -202,13 +202,13 @@ def test_adapters_are_given_by_name(toy):
 def test_a_file_that_is_not_what_is_trained_is_told(planned, toy):
     import peft
 
-    assert "prompt alone, without an encoder" in planned.loc["p-tuning", "note"]
-    assert "at rank 12: training prunes it to 8" in planned.loc["AdaLoRA", "note"]
+    assert "only the prompt, not the encoder" in planned.loc["p-tuning", "note"]
+    assert "at its starting rank, 12: training prunes it to 8" in planned.loc["AdaLoRA", "note"]
     cpt = peft.CPTConfig(cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], task_type="CAUSAL_LM")
     row = mt.plan_adapters(toy, {"CPT": cpt}).iloc[0]
     assert row["trainable"] == 2 * 32
     assert pd.isna(row["file_bytes"])
-    assert "size of its file is not known" in row["note"]
+    assert "file size is not known" in row["note"]
 
 
 def test_a_method_that_looks_at_the_weights_says_so(toy):

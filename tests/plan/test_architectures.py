@@ -176,9 +176,9 @@ def test_positions_end_where_their_table_does():
     config = config_of("gpt2", n_positions=64)
     assert set(plans.plan_inference(config, None, "cpu")["context"]) == {64}
     assert plan_training(config, None, 64, 1, False, False, None)["peak_bytes"][0] > 0
-    with pytest.raises(mt.ModelError, match="end at 64 tokens"):
+    with pytest.raises(mt.ModelError, match="positions for 64 tokens"):
         plan_training(config, None, 65, 1, False, False, None)
-    assert compare_training(config, 65, 1)["note"].str.contains("end at 64 tokens").all()
+    assert compare_training(config, 65, 1)["note"].str.contains("positions for 64 tokens").all()
 
 
 def test_computed_positions_go_on_with_a_warning(toy):
@@ -245,7 +245,7 @@ def test_a_dtype_that_is_not_stated_is_that_of_the_weights(tmp_path, dtypes, exp
 
 def test_a_dtype_that_nothing_tells_is_told(tmp_path):
     folder = write_silent(tmp_path, "gpt_oss")
-    with pytest.warns(mt.ModelWarning, match=r"states no dtype.*planned in bfloat16"):
+    with pytest.warns(mt.ModelWarning, match=r"states no dtype.*bfloat16 is assumed"):
         assert str(mt.skeleton(folder).dtype) == "torch.bfloat16"
 
 

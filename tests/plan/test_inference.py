@@ -132,7 +132,7 @@ def test_llama_3_8b_takes_256_mib_at_2048_tokens():
 
 
 def test_a_cache_of_nothing_is_refused(toy):
-    with pytest.raises(mt.ModelError, match="tokens is a whole number from 1"):
+    with pytest.raises(mt.ModelError, match="tokens must be a whole number from 1"):
         mt.kv_cache_bytes(mt.skeleton(toy), 0)
 
 
@@ -142,7 +142,7 @@ def test_a_model_without_a_cache_says_so():
     config = AutoConfig.for_model("openai-gpt", vocab_size=260, n_embd=64, n_layer=2, n_head=4, dtype="bfloat16")
     with pytest.raises(mt.ModelError, match=r"OpenAIGPT.*cache"):
         mt.kv_cache_bytes(skeleton_of(config), 10)
-    with pytest.warns(mt.ModelWarning, match="No size of the cache"):
+    with pytest.warns(mt.ModelWarning, match="The size of the cache is not known"):
         table = plans.plan_inference(config, [10])
     assert table["total_bytes"].isna().all()
     assert set(table["verdict"]) == {"unknown"}
@@ -163,8 +163,8 @@ def test_the_skeleton_is_the_model_without_weights(toy, base_toy, demo, llama_3b
     ("settings", "words"),
     [
         ({"model_type": "my_own", "auto_map": {"AutoModelForCausalLM": "modeling_my.My"}}, "my_own.*code.*never run"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM.*no causal language model"),
-        ({"model_type": "t5", "vocab_size": 260}, "no causal language model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM.*not a causal language model"),
+        ({"model_type": "t5", "vocab_size": 260}, "not describe a causal language model"),
     ],
 )
 def test_what_is_no_causal_language_model_is_told(tmp_path, settings, words):
@@ -254,7 +254,7 @@ def test_odd_contexts_are_refused(toy, context):
 
 @pytest.mark.parametrize("dtype", ["nn", "int8", 3])
 def test_odd_dtypes_are_refused(toy, dtype):
-    with pytest.raises(mt.ModelError, match="A cache is kept as"):
+    with pytest.raises(mt.ModelError, match="The dtype of a cache must be"):
         mt.kv_cache_bytes(mt.skeleton(toy), 4, dtype=dtype)
 
 

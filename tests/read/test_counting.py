@@ -195,7 +195,7 @@ def test_the_shapes_tell_where_bits_are_none_or_wrong(bits, pack, tmp_path):
     """A whole number that the shapes contradict is told."""
     write(tmp_path, quantised(pack), quantization_config={"quant_method": "gptq", "bits": bits})
     wrong = f"config.json says {bits} bits, the shapes" if type(bits) is int else None
-    assert sum(counted(tmp_path, wrong, "by the shapes").values()) == DENSE
+    assert sum(counted(tmp_path, wrong, "from the shapes").values()) == DENSE
 
 
 def test_gptq_without_an_order_and_with_several_bits(tmp_path):
@@ -206,7 +206,7 @@ def test_gptq_without_an_order_and_with_several_bits(tmp_path):
     write(tmp_path, tensors, quantization_config={"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"bits": 8}}})
     assert sum(counted(tmp_path).values()) == DENSE
     write(tmp_path, tensors, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert sum(counted(tmp_path, "say 4, 8", "by the shapes").values()) == DENSE
+    assert sum(counted(tmp_path, "say 4, 8", "from the shapes").values()) == DENSE
 
 
 def mlx(bits, group=64, biases=True):
@@ -340,12 +340,12 @@ def test_a_tied_head_that_is_packed_counts_once(embedding, head, tied, tmp_path)
 def test_groups_without_bits_are_told(words, tmp_path):
     config = {"quant_method": "compressed-tensors", "config_groups": words}
     write(tmp_path, quantised(packed("I32", 8, **EXTRA)), quantization_config=config)
-    assert sum(counted(tmp_path, "no one number of bits").values()) < DENSE
+    assert sum(counted(tmp_path, "no single number of bits").values()) < DENSE
 
 
 def test_groups_of_several_bits_are_told(tmp_path):
     write(tmp_path, quantised(packed("I32", 8, **EXTRA)), quantization_config=groups(4, 8))
-    counted(tmp_path, "no one number of bits")
+    counted(tmp_path, "no single number of bits")
 
 
 @pytest.mark.parametrize("dtype", ["U8", "I8", "I16", "I32", "I64", "F4", "U16", "U32", "U64"])

@@ -225,12 +225,12 @@ FAULTS = {
     "an entry that is a number": (raw('{"a":5}'), "invalid JSON"),
     "an entry that is an array": (raw('{"a":["F32",[2],[0,8]]}', EIGHT), "a"),
     "arrays that hide a name twice": (raw("{" + ",".join(['"a":["F32",[2],[0,8]]'] * 4) + "}", EIGHT), "twice"),
-    "name twice": (raw(f'{{"a":{A},"a":{A}}}', EIGHT), "a stands in it twice"),
-    "name twice, escaped": (raw(f'{{"a":{A},"\\u0061":{A}}}', EIGHT), "a stands in it twice"),
+    "name twice": (raw(f'{{"a":{A},"a":{A}}}', EIGHT), "a appears in it twice"),
+    "name twice, escaped": (raw(f'{{"a":{A},"\\u0061":{A}}}', EIGHT), "a appears in it twice"),
     "name twice, spaces before colons": (raw(f'{{"a" :{A},"a"\n:{A}}}'.replace('":', '" :'), EIGHT), "twice"),
     "name twice, differing": (raw(f'{{"a":{A},"a":{text_of(dtype=json.dumps("I32"))}}}', EIGHT), "twice"),
     "name twice, data short": (raw(f'{{"a":{A},"a":{A}}}', EIGHT[:7]), "twice"),
-    "name twice, not printable": (raw(f'{{"a\\n":{A},"a\\n":{A}}}', EIGHT), "a\\n stands in it twice"),
+    "name twice, not printable": (raw(f'{{"a\\n":{A},"a\\n":{A}}}', EIGHT), "a\\n appears in it twice"),
     "field twice": (raw(f'{{"a":{A[:-1]},"dtype":"F32"}}}}', EIGHT), "duplicate field"),
     "metadata twice": (raw(f'{{"__metadata__":{{}},"a":{A},"__metadata__":{{}}}}', EIGHT), "duplicate field"),
     "metadata a number": (raw('{"__metadata__":{"a":1}}'), "expected a string"),
@@ -283,7 +283,7 @@ FAULTS = {
     "a gzip archive": (b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + bytes(40), "gzip"),
     "a GGUF file": (b"GGUF\x03\0\0\0" + bytes(40), "GGUF"),
     "an HDF5 file": (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
-    "noise": (b"\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82", "no safetensors file"),
+    "noise": (b"\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82", "not a safetensors file"),
 }  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def test_a_name_twice_among_many_is_found_at_once(tmp_path):
     names = [*range(20_000), 19_999]
     text = "{" + ",".join(f'"t{number}":{text_of(shape="[0]", data_offsets="[0,0]")}' for number in names) + "}"
     (tmp_path / NAME).write_bytes(raw(text))
-    with pytest.raises(mt.ModelError, match="t19999 stands in it twice"):
+    with pytest.raises(mt.ModelError, match="t19999 appears in it twice"):
         within(2, tmp_path / NAME)
 
 
@@ -381,7 +381,7 @@ ODDITIES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Parameters are counted as stored", "ignore:.*holds no tensor")
+@pytest.mark.filterwarnings("ignore:Parameters are counted as stored", "ignore:.*holds no tensors")
 @pytest.mark.parametrize("oddity", ODDITIES)
 def test_an_oddity_is_read_right(oddity, tmp_path):
     file, rows = ODDITIES[oddity]

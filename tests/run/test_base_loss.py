@@ -63,7 +63,7 @@ def test_it_is_in_pieces_what_it_is_at_once(toy, data, monkeypatch):
 
 def test_examples_without_a_token_that_counts(toy, tmp_path):
     data = write_lines(tmp_path / "data.jsonl", [{"prompt": "abcdef", "completion": "g"}])
-    with pytest.raises(mt.ModelError, match=r"in none of 1 examples does a token count\. Raise"):
+    with pytest.raises(mt.ModelError, match=r"no token counts in any of 1 examples\. Raise"):
         mt.base_loss(toy, data, max_length=3)
 
 

@@ -135,7 +135,7 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert table["limit_tokens_per_s"].tolist() == [32.0, 32.0]
     assert table["share"].tolist() == [0.5, 0.25]
     words = mt.limits_in_words(table)
-    assert "the runs reach 25% to 50% of the limit that 8 GiB/s of memory bandwidth set" in words
+    assert "the runs reach 25% to 50% of the limit set by 8 GiB/s of memory bandwidth" in words
     assert f"{8 * 2**30 / (2 * 1_235_814_400):.2g} for 1B and {8 * 2**30 / (2 * 3_212_749_824):.2g} for 3B" in words
     assert "runs reach 50% of" in mt.limits_in_words(table.head(1))  # one figure is no range
     labels = [text.get_text() for text in mt.plot_limits(table).texts if text.get_gid() is None]

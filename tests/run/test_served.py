@@ -144,7 +144,7 @@ def test_what_is_sent_is_like_for_like_and_no_secret(monkeypatch):
     [
         ("unknown", r"refused 'toy' \(404\): .*The answer is unknown.*/v1/models"),
         ("locked", r"refused 'toy' \(401\).*`token`"),
-        ("silent", r"(no sign for|not sent a whole answer after) 0\.5 s.*timeout"),
+        ("silent", r"(did not answer for|not sent a whole answer after) 0\.5 s.*timeout"),
         ("html", "not answer as an OpenAI-compatible server"),
         ("uncounted", "without `usage`"),
         ("broken", "the GPU fell off"),
@@ -166,7 +166,7 @@ def test_no_server_at_all():
     "address", [None, 8000, "", "nonsense", "127.0.0.1:8000", "http://[", "ftp://x", "http://", "\x1b"]
 )
 def test_what_is_no_address_is_told_before_a_request(address):
-    with pytest.raises(mt.ModelError, match="base_url is the address of a server") as caught:
+    with pytest.raises(mt.ModelError, match="base_url must be the address of a server") as caught:
         mt.generate_served(address, "toy", PROMPT, 3, timeout=2)
     assert "\x1b" not in str(caught.value)
 
@@ -218,7 +218,7 @@ def test_a_slow_server_has_as_long_as_it_is_given(monkeypatch):
     ],
 )
 def test_counts_that_cannot_be_are_refused(usage):
-    with OpenAIStandIn(usage=usage) as server, pytest.raises(mt.ModelError, match=r"counts .* tokens for") as caught:
+    with OpenAIStandIn(usage=usage) as server, pytest.raises(mt.ModelError, match=r"reports .* tokens for") as caught:
         mt.generate_served(server.url, "toy", PROMPT, 3, runs=1)
     assert len(str(caught.value)) < 700 and "\x1b" not in str(caught.value)
 
@@ -238,7 +238,7 @@ def test_what_a_server_says_cannot_steer_the_terminal(capsys):
 
 def test_offline_is_told(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(mt.ModelError, match="unset HF_HUB_OFFLINE"):
+    with pytest.raises(mt.ModelError, match="Unset HF_HUB_OFFLINE"):
         mt.generate_served("http://127.0.0.1:9", "toy", PROMPT, 3)
 
 

@@ -86,7 +86,7 @@ def test_every_table_of_a_model_has_its_sentence(toy):
 
 
 def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
-    ax = mt.plot_recommendation(answer)
+    ax = mt.plot_recommendation(answer.fillna({"tokens_per_s": 500.0}))  # of a step that does not fit
     places = [tuple(offset) for one in ax.collections for offset in one.get_offsets()]
     assert sorted(places) == [(3, 900), (7, 1500), (9, 1400), (38, 0)]
     words = [text.get_text() for text in ax.texts]
@@ -129,3 +129,21 @@ def test_in_a_notebook_a_model_error_is_its_sentence(capsys):
     InteractiveShell.instance().run_cell("import model_tools as mt\nmt.list_files('no-such-folder')")
     said = capsys.readouterr().out.strip()
     assert said.startswith("ModelError: There is no folder") and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "part, doing, change",
+    [
+        ("compute_s", "computing", "fewer tokens"),
+        ("memory_s", "moving bytes", "more bandwidth"),
+        ("launch_s", "starting operations", "larger batch"),
+    ],
+)
+def test_what_dominates_a_step_is_told_with_what_would_change_it(part, doing, change):
+    shares = {"compute_s": 0.1, "memory_s": 0.1, "launch_s": 0.1, part: 0.8}
+    plan = pd.DataFrame([{"gpu": "RTX 4090", "step_s": 1.0, "low_s": 0.75, "high_s": 1.25, **shares}])
+    words = mt.in_words(plan)
+    assert words.startswith("A step takes 0.75 to 1.2 s. On the RTX 4090, 80% of a step is ")
+    assert doing in words and change in words
+    cards = plan.assign(hours_per_million=2.0, verdict="fits")
+    assert words.partition(". ")[2] in mt.in_words(cards)

@@ -146,7 +146,7 @@ def test_the_facts(tokenizers):
     assert found["tokens"] == "26, 6.5 per example"  # 4, 10, 4, 8: with EOS
     assert found["longest"] == "10 tokens (row 1)"
     assert found["truncated at 6"] == "2 examples lose 6 of 26 (23.1%) tokens"
-    assert found["dropped, as nothing of the answer is left"] == "1 (row 1)"
+    assert found["dropped: nothing of the answer is left"] == "1 (row 1)"
     assert found["tokens that count in the loss"] == "9 of 14 (64.3%)"
     assert found["duplicates of an earlier example"] == "1 (row 2)"
     assert found["end of text is trained"] == "in 2 of 4 (50.0%) examples"
@@ -162,7 +162,7 @@ def test_the_end_of_text_that_is_never_trained(tokenizers):
 
     found = facts(tokenizers["bytes"], Dataset.from_list([FORMATS["messages"](1)]))
     assert found["end of text is trained"].startswith("never")
-    assert found["truncated"] == "none, as no max_length is given"
+    assert found["truncated"] == "none: no max_length is given"
 
 
 def test_the_maximal_length_of_trl_is_the_one_it_packs_to():

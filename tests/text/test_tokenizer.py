@@ -64,7 +64,7 @@ def test_a_base_model_has_no_template(base_toy):
 
 
 def test_tokens_per_word_of_a_text_of_ones_own(toy):
-    assert facts(toy, text="to be or not")["tokens per word"] == "3.00 (12 for 4 words of the text given)"
+    assert facts(toy, text="to be or not")["tokens per word"] == "3.00 (12 for 4 words of the given text)"
     assert facts(toy, text=" ")["tokens per word"] == "no words given"
 
 
@@ -97,7 +97,7 @@ def test_ids_are_held_against_the_generation_settings(stated, words, copy):
 @pytest.mark.parametrize(
     ("pad", "ends", "words"),
     [
-        (None, 257, "none: name one"),
+        (None, 257, "none: before tuning"),
         ("<eos>", 257, "the same as EOS"),
         ("<pad>", 257, "a token of its own"),
         ("<pad>", [257, 258, 259], "the same as EOS"),
@@ -203,7 +203,7 @@ def test_special_tokens_are_framed_and_lines_end(demo):
 def test_a_long_text_is_drawn_in_part(toy):
     page = mt.draw_tokens(toy, "a" * 2_500).html
     assert page.count("<sub") == 2_000
-    assert "the other 500 are left out" in page
+    assert "500 more are left out" in page
 
 
 def test_a_broken_tokenizer_is_told(toy, tmp_path):

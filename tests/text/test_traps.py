@@ -47,12 +47,12 @@ def change(folder, name="tokenizer.json", **fields):
 
 BOMBS = {
     "a normaliser that doubles": (replacing("a", 45), "s or 4.00 GiB"),
-    "a normaliser that doubles a little": (replacing("e", 10), "it makes"),
+    "a normaliser that doubles a little": (replacing("e", 10), "it turns"),
     "a decoder that doubles": (replacing("e", 40, "decoder"), "s or 4.00 GiB"),
     "a pattern that backtracks": (pattern("(a|a|aa)+$|(a|b|ab)*c"), ""),
     "padding without end": (padded(2 * 10**9), ""),
-    "padding of a million": (padded(10**6), "it makes 1,000,000 tokens"),
-    "a vocabulary of a million and one": (vocabulary(1_000_001), "1,000,001 words; 1,000,000 are taken"),
+    "padding of a million": (padded(10**6), "into 1,000,000 tokens"),
+    "a vocabulary of a million and one": (vocabulary(1_000_001), "1,000,001 words; at most 1,000,000 may be"),
     "a hundred thousand added tokens": (added(100_000), "100,000 added tokens"),
 }  # fmt: skip
 

@@ -104,15 +104,15 @@ def test_a_row_may_come_in_three_shapes(toy, kind):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (None, "one row of `recommend`"),
-        (pd.DataFrame([LORA, LORA]), "one row of `recommend`"),
-        ({"method": "LoRA r16, all linear"}, "no checkpointing, batch, tokens"),
+        (None, "a row of `recommend`"),
+        (pd.DataFrame([LORA, LORA]), "a row of `recommend`"),
+        ({"method": "LoRA r16, all linear"}, "lacks checkpointing, batch, tokens"),
         (LORA | {"method": "magic"}, "one of full fine-tuning; "),
-        (LORA | {"batch": 0}, "batch is a whole number"),
-        (LORA | {"batch": pd.NA}, "batch is a whole number"),
-        (LORA | {"tokens": "__import__('os')"}, "tokens is a whole number"),
+        (LORA | {"batch": 0}, "batch must be a whole number"),
+        (LORA | {"batch": pd.NA}, "batch must be a whole number"),
+        (LORA | {"tokens": "__import__('os')"}, "tokens must be a whole number"),
         (LORA | {"checkpointing": "yes"}, "True or False"),
-        (LORA | {"devices": -1}, "devices is a whole number"),
+        (LORA | {"devices": -1}, "devices must be a whole number"),
     ],
 )
 def test_what_is_no_row_is_refused(toy, tmp_path, row, words):
@@ -252,3 +252,27 @@ def test_a_folder_with_an_adapter_is_refused(toy, tmp_path):
     (tmp_path / "model" / "adapter_config.json").write_text("{}")
     with pytest.raises(mt.ModelError, match=r"adapter_config\.json"):
         mt.write_script(tmp_path / "model", LORA, tmp_path / "run")
+
+
+def test_a_row_that_does_not_fit_is_written_with_a_warning(toy, tmp_path):
+    row = LORA | {"verdict": "does not fit", "why": "One text misses 2.00 GiB."}
+    with pytest.warns(mt.ModelWarning, match=r"does not fit: One text misses 2\.00 GiB"):
+        assert mt.write_script(toy, row, tmp_path / "run").is_file()
+    row = LORA | {"verdict": "not planned", "batch": pd.NA, "why": "No such scan."}
+    with pytest.raises(mt.ModelError, match=r"could not be planned here.*No such scan"):
+        mt.settings(toy, row)
+
+
+def test_a_folder_without_weights_has_a_script_and_a_warning(toy, tmp_path):
+    import shutil
+
+    shutil.copytree(toy, tmp_path / "model")
+    for weights in (tmp_path / "model").glob("*.safetensors*"):
+        weights.unlink()
+    with pytest.warns(mt.ModelWarning, match="has no weights yet"):
+        mt.write_script(tmp_path / "model", LORA, tmp_path / "run")
+
+
+def test_the_path_of_the_script_is_as_its_folder_was_given(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mt.write_script(toy, LORA, "run") == Path("run/train.py")

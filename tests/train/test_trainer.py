@@ -198,14 +198,14 @@ REFUSED = [
     ({"fp16": True} | HALF, nothing, None, "GradScaler refuses gradients in half precision"),
     ({"fp16": True}, lora, nf4, "TRL keeps the adapters of a quantised base in bfloat16"),
     ({}, nothing, nf4, "cannot be trained themselves"),
-    ({"optim": "galore_adamw"}, nothing, None, "'galore_adamw' is not planned. Planned are adamw_torch, "),
+    ({"optim": "galore_adamw"}, nothing, None, "'galore_adamw' cannot be planned. These can be: adamw_torch, "),
     ({"optim": "adamx"}, nothing, None, "adamx is not a valid OptimizerNames"),
     ({"packing": True}, nothing, None, "needs flash attention"),
-    ({"activation_offloading": True}, nothing, None, "leave out activation_offloading"),
+    ({"activation_offloading": True, "use_cpu": True, "bf16": False}, nothing, None, "use_cpu has none"),
     ({"use_liger_kernel": True}, nothing, None, "Liger"),
     ({"learning_rat": 1}, nothing, None, "Did you mean learning_rate"),
-    ({"per_device_train_batch_size": 0}, nothing, None, "per_device_train_batch_size is a whole number from 1"),
-    ({"model_init_kwargs": {"attn_implementation": "flex_attention"}}, nothing, None, "take sdpa"),
+    ({"per_device_train_batch_size": 0}, nothing, None, "per_device_train_batch_size must be a whole number from 1"),
+    ({"model_init_kwargs": {"attn_implementation": "flex_attention"}}, nothing, None, "use sdpa"),
     ({}, lambda: lora(use_dora=True, target_modules=["q_proj"]), gptq, "GPTQLoraLinear does not support DoRA"),
     ({}, ia3, gptq, "IA3Config is not planned on it"),
     ({}, lora, lambda: gptq(bits=3), "2, 4 or 8"),
@@ -224,7 +224,7 @@ def test_a_text_longer_than_the_model_is_refused(toy):
     from base_model.architecture.config import read_architecture
     from base_model.train.trainer import plan_trainer
 
-    with pytest.raises(ModelError, match="made for 512 tokens, and a text has 600"):
+    with pytest.raises(ModelError, match="made for 512 tokens, but a text has 600"):
         plan_trainer(read_architecture(toy), tokens=600)
 
 
@@ -245,6 +245,27 @@ def test_paged_states_lie_beside_the_card():
     assert plain["host_bytes"] == 0
     assert paged["host_bytes"] == 2 * 4 * 4096 * 64
     assert paged["optimizer_bytes"] == plain["optimizer_bytes"] - paged["host_bytes"]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_offloaded_activations_lie_beside_the_card(checkpointing, wide_toy):
+    """All that backward needs goes, but the last few and what the head takes"""
+    settings = {"per_device_train_batch_size": 4, "gradient_checkpointing": checkpointing}
+    kept = plan(wide_toy, settings, lora())
+    moved = plan(wide_toy, settings | {"activation_offloading": True}, lora())
+    assert kept["host_bytes"] == 0
+    if checkpointing:
+        assert moved["host_bytes"] >= wide_checkpoints(wide_toy, 4 * 64)
+    else:
+        assert moved["host_bytes"] > 0.7 * kept["activations_bytes"]
+        assert moved["peak_bytes"] < kept["peak_bytes"] - 0.4 * kept["activations_bytes"]
+
+
+def wide_checkpoints(folder, tokens):
+    from base_model.architecture.config import read_architecture
+
+    config = read_architecture(folder)
+    return config.num_hidden_layers * tokens * config.hidden_size * 4
 
 
 def test_gptq_is_counted_as_it_is_stored(toy):

@@ -35,8 +35,8 @@ def test_a_trial_on_data_is_planned_at_the_lengths_that_came(toy, tmp_path):
 @pytest.mark.parametrize(
     ("row", "steps", "words"),
     [
-        (LORA, 2, "steps is a whole number from 3"),
-        (LORA | {"batch": 10**9}, 3, "By plan a step takes .* smaller batch"),
+        (LORA, 2, "steps must be a whole number from 3"),
+        (LORA | {"batch": 10**9}, 3, "The plan needs .* smaller batch"),
     ],
 )
 def test_what_cannot_be_tried_is_told_before_anything_runs(toy, monkeypatch, row, steps, words):
@@ -99,7 +99,7 @@ def test_an_unknown_card_has_no_planned_time(toy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary 1")
     lines = ['{"batch": 2, "tokens": 64, "seconds": 0.5, "peak_bytes": 99}'] * 2
     lines += ['{"batch": 2, "tokens": 40, "seconds": 0.3, "peak_bytes": 70}']
-    with pytest.warns(mt.ModelWarning, match="No time is planned"):
+    with pytest.warns(mt.ModelWarning, match="The time is not planned"):
         table = trial.compared(read_architecture(toy), choice_of(LORA), list(map(json.loads, lines)))
     assert list(table["measured"]) == [99, 0.4]
     assert table["check"][0] == "peak of 2 x 64 tokens (bytes)" and pd.isna(table["planned"][1])
