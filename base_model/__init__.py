@@ -3,6 +3,7 @@
 import numbers
 
 MOST = 10**9  # tokens or texts; far above any model of today
+LAYOUT = "\n\t\u200c\u200d"  # the last two join letters, in Persian or Hindi, and emoji
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
@@ -56,13 +57,18 @@ def visible(name: str) -> str:
 
 
 def visible_text(text: str) -> str:
-    """A text of several lines, safe to print: only line ends and tabs are left of what is not printable."""
-    return "".join(char if char in "\n\t" else visible(char) for char in text)
+    """A text of several lines, safe to print: of what is not printable, only line ends, tabs and joiners are left."""
+    return "".join(char if char in LAYOUT else visible(char) for char in text)
 
 
 def storable(name: str) -> str:
     """A name that a table can hold: bytes that are not UTF-8, which Arrow refuses, become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether something went wrong: any Exception, or a panic of Rust code, which is none; no Ctrl-C."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def brief(error: BaseException) -> str:

@@ -7,9 +7,9 @@ whatever reads a folder reads the Hub: a 405B model takes one small request per 
 import atexit
 import functools
 import re
-import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from base_model.read.folder import (
 )
 from base_model.read.headers import AGAIN
 from base_model.read.limits import MAX_HEADER_BYTES, MAX_JSON_BYTES
+from base_model.scratch import scratch_folder
 
 SETTINGS = ("config.json", INDEX_FILE, "quantize_config.json", "generation_config.json")
 TOKENIZER = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -90,9 +91,9 @@ def listing(model: HubId) -> pd.DataFrame:
 
 
 def _scratch() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="model-headers-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder())
 
 
 def _is_shown(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from base_model import ModelError, require_whole
+from base_model import ModelError, brief, require_whole
 from base_model.hub.locate import local_folder
 from base_model.run.faults import memory_error, out_of_memory
 from base_model.run.loading import cpu_multiplies_in, load_model
@@ -79,10 +79,10 @@ def _losses(model: Any, input_ids: list[int], trained: list[bool]) -> np.ndarray
             pairs = zip(scores.split(AT_ONCE), ids[0, 1:][counted].split(AT_ONCE), strict=True)
             entropy = torch.nn.functional.cross_entropy
             return torch.cat([entropy(some.float(), right, reduction="none").cpu() for some, right in pairs]).numpy()
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # each architecture fails in its own way
         if out_of_memory(error):
             raise memory_error(error, "compute the loss", str(model.device)) from error
-        raise
+        raise ModelError(f"The loss cannot be computed on {model.device}: {brief(error)}. Try the CPU.") from error
 
 
 def _summary(losses: list[np.ndarray], model: Any) -> pd.DataFrame:

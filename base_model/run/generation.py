@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, brief
+from base_model import ModelError, brief, is_fault, visible_text
 from base_model.plan.speed import use_onednn
 from base_model.run.faults import memory_error, out_of_memory, require_whole_files
 from base_model.run.limits import bytes_per_token
@@ -106,25 +106,30 @@ def _measure(
         facts = {"peak_bytes": _peak_bytes(model.device), **_facts(model)}
         if not stopped:
             facts |= _untimed(model, passes[1])
-    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:  # torch's and generate()'s own
-        if out_of_memory(error):
-            raise memory_error(error, "generate", str(model.device)) from error
-        raise ModelError(
-            f"The model cannot generate on {model.device}: {brief(error)}. Try the CPU, or fewer tokens."
-        ) from error
+    except BaseException as error:  # torch, generate(), a template and a tokenizer each fail in ways of their own
+        if isinstance(error, ModelError) or not is_fault(error):
+            raise
+        raise _told(error, str(model.device)) from error
     return summary(passes, method=method, stopped=stopped, **facts)
+
+
+def _told(error: BaseException, device: str) -> ModelError:
+    """Why a run failed, and the next step."""
+    if out_of_memory(error):
+        return memory_error(error, "generate", device)
+    # tokenizers, in Rust, raises no other class than these two
+    if type(error) is Exception or not isinstance(error, Exception):
+        return ModelError(f"The tokenizer fails: {brief(error)}. Give another prompt, or download its files again.")
+    return ModelError(f"The model cannot generate on {device}: {brief(error)}. Try the CPU, or fewer tokens.")
 
 
 def _passes(
     model: Any, tokenizer: Any, run: Run, max_new_tokens: int, runs: int, stream: bool
 ) -> tuple[list[Pass], bool]:
     """A short warm-up and the timed runs; and whether an interrupt came, which is raised if nothing had been said."""
-    from transformers import TextStreamer
-
     passes: list[Pass] = []
     for number in range(runs + 1):
-        # transformers' own streamer prints each word as soon as it is whole
-        printer: Any = TextStreamer(tokenizer, True, skip_special_tokens=True) if stream and number == 1 else None
+        printer = _printer(tokenizer) if stream and number == 1 else None
         clock = Clock(lambda: _synchronize(model.device), printer)
         require_whole_files(model)
         try:
@@ -142,6 +147,20 @@ def _passes(
             if getattr(model, "one_token_kernel", "") == "torch":
                 use_onednn(True)  # an interrupt passes by the hook that would do this
     return passes, False
+
+
+def _printer(tokenizer: Any) -> Any:
+    """transformers' own streamer prints each word as soon as it is whole; control characters as escapes."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        """Safe to print: a model may have learnt what moves a terminal's cursor."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            """Called with some whole words, or with nothing."""
+            super().on_finalized_text(visible_text(text), stream_end)
+
+    return Printer(tokenizer, True, skip_special_tokens=True)
 
 
 def _facts(model: Any) -> dict[str, Any]:

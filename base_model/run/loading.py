@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief
+from base_model import ModelError, brief, is_fault
 from base_model.architecture.config import is_tied, read_architecture, require_fit
 from base_model.plan.machine import warn_if_too_large
 from base_model.read.counting import is_known
@@ -142,7 +142,9 @@ def _load_weights(folder: Path, config: Any, tensors: pd.DataFrame, dtype: str, 
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # each architecture and quantisation fails in its own way
+    except BaseException as error:  # each architecture and quantisation fails in its own way
+        if not is_fault(error):
+            raise
         if out_of_memory(error):
             raise memory_error(error, "load the model", device) from error
         raise ModelError(f"transformers cannot load {folder}: {brief(error)}. Look at what it names.") from error

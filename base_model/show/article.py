@@ -30,10 +30,10 @@ def about_run(notebook: Any, path: Path) -> dict[str, Any]:
     said = next((text for text in map(_printed, outputs) if text.startswith(FIRST_LINE)), "")
     lines = said.removeprefix(FIRST_LINE).splitlines()
     noted = notebook.metadata.get(KEY, {})
-    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
     model = lines[0] if lines else path.absolute().parent.name
     planned = lines[1].removeprefix("Planned for ").partition(". ")[0] if len(lines) > 1 else ""
-    return {"model": model, "planned": planned, "machine": noted.get("machine", ""), "date": written} | dict(noted)
+    date = noted.get("date") or datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
+    return {"model": model, "planned": planned, "machine": noted.get("machine", ""), "date": date}
 
 
 def _printed(output: Any) -> str:

@@ -1,18 +1,27 @@
 """The notebook, executed on a model, and the page without code made from it. No shell: a name is only a name."""
 
 import base64
+import copy
+import hashlib
+import json
 import os
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from base_model import ModelError, brief
 from base_model.hub.locate import CHECKOUT, hub_id_of, is_complete, local_folder
+from base_model.read.folder import is_file, read_json
 from base_model.show.article import about_run, article, stamp
 from base_model.show.drawing import __name__ as DRAWINGS
+from base_model.show.saving import reason, write_whole
 
 NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
 RUNS = Path("runs")
+PAGE = "report.html"
+WRITTEN = ".written.json"  # in the folder of a run: {file: SHA-256} of what this module wrote there
 
 
 def run_name(place: Path | str) -> str:
@@ -42,7 +51,8 @@ def last_run(model: str) -> Path:
 def run_notebook(place: Path | str) -> Path:
     """Execute the notebook on a model, save it in runs/<model name>/ with a page without code; returns that folder.
 
-    `place` is what `open_model` gave. Raises ModelError when a cell fails, or the notebook is not there.
+    `place` is what `open_model` gave. Raises ModelError when a cell fails, the notebook is not there, or the folder
+    holds a notebook or a page that no run has written, or that was changed since.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -52,6 +62,7 @@ def run_notebook(place: Path | str) -> Path:
     if not NOTEBOOK.is_file():
         raise ModelError(f"{NOTEBOOK.name} is not installed with the package. Run this in a clone of the project.")
     folder = RUNS / run_name(place)
+    _require_own(folder, [NOTEBOOK.name, PAGE])
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     model = place if isinstance(place, str) else str(_in_full(place))
     # Nobody watches: no progress bars, no time stamps that differ from run to run, streamed text as one output.
@@ -68,8 +79,8 @@ def run_notebook(place: Path | str) -> Path:
         raise ModelError(f"A cell of the notebook failed, so nothing was saved. {words}") from error
     stamp(notebook)
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, folder / NOTEBOOK.name)
-    write_page(folder / NOTEBOOK.name)
+    page = _page_of(notebook, folder / NOTEBOOK.name)
+    _save(folder, {NOTEBOOK.name: f"{nbformat.writes(notebook)}\n".encode(), PAGE: page})
     return folder
 
 
@@ -81,22 +92,59 @@ def _connection() -> dict[str, str]:
 
 
 def write_page(notebook: Path) -> Path:
-    """`report.html` beside an executed notebook: text, tables and charts in one file, no code, no network."""
+    """`report.html` beside an executed notebook: text, tables and charts in one file, no code, no network.
+
+    Raises ModelError where a file of that name is there that this has not written.
+    """
     import nbformat
+
+    page = _page_of(nbformat.read(notebook, as_version=4), notebook)
+    _save(notebook.parent, {PAGE: page})
+    return notebook.with_name(PAGE)
+
+
+def _page_of(executed: Any, path: Path) -> bytes:
     from nbconvert import HTMLExporter
 
-    executed = nbformat.read(notebook, as_version=4)
-    about = about_run(executed, notebook)
+    about = about_run(executed, path)
     exporter = HTMLExporter(
         template_name="report_page", extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
         filters={"as_base64": _as_base64},
     )  # fmt: skip
-    html, _ = exporter.from_notebook_node(article(executed, about["model"]), resources={"about": about})
-    page = notebook.with_name("report.html")
-    page.write_text(html, encoding="utf-8")
-    return page
+    html, _ = exporter.from_notebook_node(article(copy.deepcopy(executed), about["model"]), resources={"about": about})
+    return html.encode("utf-8", "backslashreplace")
 
 
 def _as_base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def _require_own(folder: Path, names: list[str]) -> dict[str, str]:
+    """Only what a run wrote is replaced. Gives `{file: SHA-256}` of what was written. Raises ModelError."""
+    written = read_json(folder / WRITTEN) if os.path.lexists(folder / WRITTEN) else {}
+    for path in (folder / name for name in names):
+        if os.path.lexists(path) and _digest(path) != written.get(path.name, ""):
+            raise ModelError(
+                f"{path} is not as a run has written it: it is yours, or was changed. Move it away, and run this again."
+            )
+    return written
+
+
+def _save(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files whole, and note that they are a run's own."""
+    written = _require_own(folder, list(files))
+    written |= {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    note = {WRITTEN: f"{json.dumps(written, indent=1)}\n".encode()}
+    try:
+        write_whole({folder / name: content for name, content in {**files, **note}.items()})
+    except OSError as error:
+        raise ModelError(f"The run cannot be written to {folder}: {reason(error)}. Free some space.") from error
+
+
+def _digest(path: Path) -> str | None:
+    """A file's SHA-256; None for a link, through which nothing is written, and for what is no file."""
+    if path.is_symlink() or not is_file(path):
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

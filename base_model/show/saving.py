@@ -2,11 +2,15 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from base_model import ModelError, visible
+
+UNFINISHED = ".base-model-unfinished-"  # what a file is called until it is whole, with something random behind it
+STALE = 3600  # seconds; a file of this project is written in one
 
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
@@ -24,7 +28,8 @@ def write_whole(files: Mapping[Path, bytes]) -> None:
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
+    _remove_abandoned(path.parent)
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
     beside = Path(name)
     try:
         with os.fdopen(number, "wb") as file:
@@ -34,6 +39,14 @@ def _write_beside(path: Path, content: bytes) -> Path:
         beside.unlink()
         raise
     return beside
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a process that was killed has left, by its name and age."""
+    for beside in folder.glob(f"{UNFINISHED}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - beside.lstat().st_mtime > STALE:
+                beside.unlink()
 
 
 def _umask() -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from base_model import ModelError, brief, visible
+from base_model import ModelError, brief, is_fault, visible
+from base_model.text.tame import faults_in_words
 
 Row = dict[str, Any]
 Numbered = tuple[int, Row]
@@ -116,7 +117,9 @@ def recipe_for(first: Numbered, tokenizer: Any, completion_only: bool | None, as
     template = _training_template(tokenizer) if assistant_only else None
     try:
         return _recipe(first[1], tokenizer, template, completion_only, assistant_only)
-    except Exception as error:  # a template raises whatever it likes
+    except BaseException as error:  # a template raises whatever it likes
+        if not is_fault(error):
+            raise
         raise _refusal(first[0], error) from error
 
 
@@ -180,7 +183,8 @@ def prepare(recipe: Recipe, rows: Iterable[Numbered], at: Callable[[int], Any] =
         at(number)
         ready.append((number, _taken(recipe.first, number, row)))
         _taken([recipe.split], *ready[-1])  # to note what TRL asks the tokenizer
-    recipe.tokenizer.split()
+    with faults_in_words("The tokenizer cannot split these rows", "Download its files again"):
+        recipe.tokenizer.split()
     for number, row in ready:
         yield _taken([recipe.split], number, row)
 
@@ -200,16 +204,18 @@ def _taken(steps: list[Step], number: int, row: Row) -> Row:
     try:
         for step in steps:
             row = step(row)
-    except Exception as error:  # a template raises whatever it likes
+    except BaseException as error:  # a template raises whatever it likes
+        if not is_fault(error):
+            raise
         raise _refusal(number, error) from error
     return row
 
 
-def _refusal(number: int, error: Exception) -> RowError:
+def _refusal(number: int, error: BaseException) -> RowError:
     return RowError(f"row {number:,} (counted from 0): {_in_words(error)}")
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """Why TRL or the chat template refuses a row, and what to do."""
     from jinja2 import TemplateError
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, cast
 
 import numpy as np
 
 from base_model import ModelError, visible
+from base_model.scratch import scratch_folder
 from base_model.text.data import watched
 from base_model.text.measure import RECORD, Task
 
@@ -32,8 +32,8 @@ LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 def in_processes(task: Task) -> tuple[list[bytes], list[str]]:
     """What the processes that share a task wrote, and what TRL warned of in the first of them. Raises ModelError."""
-    with TemporaryDirectory(prefix="base-model-") as place:
-        folders = [Path(place) / str(number) for number in range(_processes(len(task.numbers)))]
+    with scratch_folder() as place:
+        folders = [place / str(number) for number in range(_processes(len(task.numbers)))]
         bounds = np.linspace(0, len(task.numbers), len(folders) + 1).astype(int)
         with _ended() as workers:
             for folder, begin, end in zip(folders, bounds, bounds[1:], strict=False):

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, brief, format_bytes, visible
+from base_model import ModelError, brief, format_bytes, is_fault, visible
 from base_model.architecture.config import described
 from base_model.read.folder import read_json
 from base_model.read.limits import CHILD_BYTES, MAX_ADDED_TOKENS, MAX_PROMPT_CHARACTERS, MAX_TOKENS, TOKENIZER_SECONDS
@@ -105,6 +105,6 @@ def faults_in_words(what: str, next_step: str) -> Iterator[None]:
     except ModelError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_fault(error):
             raise
         raise ModelError(f"{what}: {brief(error)}. {next_step}.") from error

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from base_model.plan.ledger import Ledger
 
 TRAINER_COLUMNS = (*COLUMNS, "host_bytes", "moment")
+# Who remarks on a step that is not run for real; the last prints the traceback of what is told in words.
+LOGGERS = ("transformers", "trl", "accelerate", "peft", "bitsandbytes", "torch._subclasses.fake_tensor")
 # cuBLAS keeps a workspace per thread, forward and backward: 4,096 KiB twice, 16 KiB eight times.
 # https://docs.pytorch.org/docs/stable/notes/cuda.html#cublas-workspaces
 WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
@@ -115,7 +117,7 @@ def _quiet() -> Iterator[None]:
     import os
     from unittest import mock
 
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "bitsandbytes")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [one.level for one in loggers]
     with warnings.catch_warnings(), mock.patch.dict(os.environ, {"HF_HUB_DISABLE_TELEMETRY": "1"}):
         warnings.simplefilter("ignore")
@@ -190,7 +192,21 @@ def _train(model: Any, run: Run, ledger: "Ledger") -> None:
         raise
     except Exception as error:  # the model code of each architecture fails in its own way
         how = "sharded" if run.devices > 1 else "without weights"
-        raise ModelError(f"This step cannot be run {how}: {brief(error).rstrip('.')}.") from error
+        raise ModelError(f"This step cannot be run {how}: {_why(error)}.") from error
+
+
+def _why(error: Exception) -> str:
+    """The library's own words; where these are only an operation's name, what it means that it failed."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"the model's code looks at values, as of which expert reads which token ({brief(error)})"
+    if isinstance(error, AttributeError) and "last_hidden_state" in str(error):
+        return (
+            "TRL's loss wants the model's body apart from its head; this class tells of none, so TRL cannot train it. "
+            "Give TrainingArguments: the Trainer of transformers takes it whole"
+        )
+    return brief(error).rstrip(".")
 
 
 def _count_gradients(model: Any, ledger: "Ledger") -> None:

@@ -8,13 +8,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from base_model import ModelError, ModelWarning, format_bytes, require_whole, visible
 from base_model.plan.machine import this_machine
+from base_model.scratch import scratch_folder
 from base_model.text.data import read_data, watched
 from base_model.train.gpus import CPU
 from base_model.train.methods import adapter_of, packing_of
@@ -37,9 +37,9 @@ def try_training(config: Any, choice: Choice, model: str, revision: str | None, 
     require_whole("steps", steps, LEAST)
     here = precision_here(choice)
     _require_room(planned(config, choice, here, choice.batch, choice.tokens), here)
-    with TemporaryDirectory(prefix="base-model-") as place:
+    with scratch_folder() as place:
         rows = _texts(config, choice, steps) if data is None else _sample(data, choice.batch * steps)
-        script = write_script(config, choice, model, revision, Path(place) / "run", rows)
+        script = write_script(config, choice, model, revision, place / "run", rows)
         return compared(config, choice, run_script(script, steps))
 
 

@@ -11,6 +11,7 @@ from base_model.plan import adapters
 from base_model.plan import inference as plans
 from base_model.train.ladder import compare_training
 from base_model.train.loop import plan_training
+from base_model.train.trainer import plan_trainer
 from tests.folders import write_tensors
 from tests.plan.test_inference import EXPERTS, LATENT, LINEAR, SMALL, config_of
 
@@ -254,3 +255,39 @@ def test_the_text_model_may_state_the_dtype(tmp_path):
     settings["text_config"]["dtype"] = "float16"
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert str(mt.skeleton(tmp_path).dtype) == "torch.float16"
+
+
+def test_what_trl_cannot_train_is_planned_for_another_trainer():
+    """TRL's loss asks for a body apart from the head; Llama 4's classes tell of none."""
+    from transformers import TrainingArguments
+
+    with pytest.raises(mt.ModelError, match=r"TRL cannot train it\. Give TrainingArguments"):
+        plan_trainer(other("llama4"), None, None, None, 24, 1)
+    row = plan_trainer(other("llama4"), TrainingArguments(use_cpu=True), None, None, 24, 1)
+    assert row["peak_bytes"][0] > row["weights_bytes"][0] > 0
+
+
+SOME = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NOT_PLANNED = {
+    "dbrx": {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 260, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4}},
+    "longcat_flash": SOME | LATENT | {"num_layers": 2, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 16, "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "head_dim": LATENT["qk_rope_head_dim"]},
+    "jetmoe": SOME | {"intermediate_size": 64, "kv_channels": 8, "num_local_experts": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_PLANNED)
+def test_a_step_that_cannot_be_planned_says_why(kind, capfd):
+    """No traceback, of torch's own log either."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **NOT_PLANNED[kind], dtype="bfloat16")
+    reason = "split_sizes" if kind == "jetmoe" else "looks at values, as of which expert"
+    with pytest.raises(mt.ModelError, match=rf"This step cannot be run without weights: .*{reason}"):
+        plan_trainer(config, {"gradient_checkpointing": False, "max_length": 24}, None, None, None, 1)
+    assert "Traceback" not in capfd.readouterr().err

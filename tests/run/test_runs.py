@@ -117,6 +117,32 @@ def test_text_is_printed_while_it_is_made(loaded, method, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_streamed_text_moves_no_cursor_and_cuts_no_word(loaded, method, monkeypatch, capsys):
+    """Two bytes of "é" and three of "🙂" come one by one; a joiner holds a family together, an escape clears a screen."""
+    said = "caf\xe9 \x1b[2J🙂\u200d👧 a\rb\ttab\n".encode()
+    monkeypatch.setattr(loaded[1], "decode", lambda ids, **_: said[: len(ids)].decode(errors="replace"))
+    method(*loaded, PROMPT, len(said), runs=1, stream=True)
+    assert capsys.readouterr().out == "café \\x1b[2J🙂\u200d👧 a\\rb\ttab\n\n"
+
+
+class PanicException(BaseException):
+    """As pyo3 names it: no Exception."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", ["apply_chat_template", "decode"])
+@pytest.mark.parametrize("fault", [PanicException("byte index 1"), Exception("WordLevel error"), KeyError("roles")])
+def test_whatever_a_tokenizer_raises_is_told(loaded, method, place, fault, monkeypatch):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(loaded[1], place, fail)
+    words = "The model cannot generate" if isinstance(fault, KeyError) else "The tokenizer fails"
+    with pytest.raises(mt.ModelError, match=rf"{words}.*(byte index 1|WordLevel error|roles)"):
+        method(*loaded, PROMPT, 2, runs=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_interrupt_keeps_what_was_said(loaded, method, monkeypatch):
     whole = method(*loaded, PROMPT, 8, runs=1)
     interrupt_at(monkeypatch, arrival=3)

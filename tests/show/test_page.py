@@ -29,7 +29,8 @@ def test_a_model_may_have_any_name(notebook, tmp_path, name):
     notebook("import os; print(os.environ['MODEL']); print('more')")
     folder = page.run_notebook(tmp_path / name)
     assert folder == Path("runs", name) and not list(tmp_path.rglob("canary"))
-    assert sorted(path.name for path in folder.iterdir()) == ["base_model_visualize.ipynb", "report.html"]
+    made = [".written.json", "base_model_visualize.ipynb", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == made
     (output,) = nbformat.read(folder / "base_model_visualize.ipynb", as_version=4).cells[0].outputs
     assert output.text == f"{tmp_path / name}\nmore\n"
 
@@ -65,6 +66,55 @@ def test_the_last_run_is_found_by_its_model(notebook, toy, tmp_path):
     notebook("print(1)")
     folder = page.run_notebook(toy)
     assert page.last_run(str(toy)) == folder / "base_model_visualize.ipynb"
+
+
+def test_a_run_replaces_what_a_run_wrote(notebook, toy):
+    for said in ("once", "twice"):
+        notebook(f"print('{said}')")
+        folder = page.run_notebook(toy)
+        assert said in (folder / "report.html").read_text(encoding="utf-8")
+        assert said in (folder / "base_model_visualize.ipynb").read_text(encoding="utf-8")
+        page.write_page(folder / "base_model_visualize.ipynb")
+
+
+@pytest.mark.parametrize("name", ["base_model_visualize.ipynb", "report.html"])
+@pytest.mark.parametrize("kind", ["own", "changed", "link", "folder"])
+def test_a_run_overwrites_nothing_of_the_user(notebook, toy, tmp_path, name, kind):
+    folder, other = Path("runs", toy.name), tmp_path / "other"
+    folder.mkdir(parents=True)
+    path = folder / name
+    other.write_text("mine")
+    if kind == "changed":
+        page._save(folder, {name: b"a run's"})
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(other)
+    else:
+        path.write_text("mine")
+    notebook("open('ran', 'w')")
+    with pytest.raises(mt.ModelError, match=rf"{name} is not as a run has written it.*Move it away"):
+        page.run_notebook(toy)
+    assert not (tmp_path / "ran").exists()  # said before an hour of work
+    assert kind == "folder" or path.read_text() == "mine" == other.read_text()
+
+
+def test_a_page_of_the_user_stays(notebook, tmp_path):
+    notebook("print(1)")  # a notebook in this folder; it need not run
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(mt.ModelError, match=r"report\.html is not as a run has written it"):
+        page.write_page(page.NOTEBOOK)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence(notebook, toy, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    notebook("print(1)")
+    monkeypatch.setattr(page, "write_whole", full)
+    with pytest.raises(mt.ModelError, match=r"cannot be written to runs.*No space left"):
+        page.run_notebook(toy)
 
 
 def test_without_the_notebook_it_says_where_to_get_it(notebook, toy, monkeypatch, tmp_path):
