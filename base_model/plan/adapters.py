@@ -32,7 +32,7 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     norms = dict.fromkeys(name.rpartition(".")[2] for name in placed.loc[placed["component"] == "norm", "module"])
     attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
     usual = attention or [name for name, part in linear.items() if part != "mlp"] or list(linear)
-    refused = _refused_for_lora(skeleton, list(linear))
+    refused = refused_for_lora(skeleton, list(linear))
     lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
         kind, [name for name in usual if name not in refused]
     )
@@ -52,7 +52,7 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     return adapters
 
 
-def _refused_for_lora(skeleton: Any, names: list[str]) -> list[str]:
+def refused_for_lora(skeleton: Any, names: list[str]) -> list[str]:
     """The modules that PEFT refuses for LoRA: Mamba's kernel reads their weight and never calls them."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from base_model.architecture.config import skeleton_of
-from base_model.plan.adapters import RANK, linear_modules
+from base_model.plan.adapters import RANK, linear_modules, refused_for_lora
 
 # Test accuracy on GSM8K after tuning Llama-3.2-3B on MetaMathQA: one model and one task, a hint and no promise.
 # https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA
@@ -45,17 +45,21 @@ def adapter_of(config: Any, method: Method) -> Any:
     if method.adapter is None:
         return None
     task: dict[str, Any] = {"task_type": "CAUSAL_LM"}
-    linear = linear_modules(skeleton_of(config))
+    skeleton = skeleton_of(config)
+    linear = linear_modules(skeleton)
+    refused = refused_for_lora(skeleton, list(linear))
     attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
-    if method.adapter == "attention" and attention:
+    if method.adapter == "attention" and set(attention) - set(refused):
+        attention = [name for name in attention if name not in refused]
         return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=attention, **task)
     if method.adapter == "IA-3":
         keys = [name for name in attention if name in ("k_proj", "v_proj")] or attention or list(linear)
         last = [name for name in mlp if name in ("down_proj",)] or mlp
         return IA3Config(target_modules=[*keys, *last], feedforward_modules=last, **task)
     return LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", use_dora=method.adapter == "DoRA", **task
-    )
+        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", exclude_modules=refused or None,
+        use_dora=method.adapter == "DoRA", **task,
+    )  # fmt: skip
 
 
 def packing_of(method: Method) -> Any:

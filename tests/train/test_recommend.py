@@ -168,3 +168,14 @@ def test_plans_of_the_whole_correct_a_proposal_far_too_high():
 
     batch, found, slope, planned, _ = room.largest(Flat())
     assert planned and batch == 10 and found == step(10) and slope == 50
+
+
+@pytest.mark.parametrize("name", ["LoRA r16, attention", "LoRA r16, all linear", "IA-3"])
+def test_a_hybrid_is_planned_without_the_modules_that_peft_refuses(name):
+    from transformers import FalconH1Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    mamba = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "num_key_value_heads": 2}
+    config = FalconH1Config(vocab_size=300, dtype="bfloat16", **sizes, **mamba)
+    search = room.Search(config, room.Place("a card", 2**34, None), method_of(name), True, 64, 1)
+    assert search.plan(1).peak > 0
