@@ -181,7 +181,8 @@ def recommend(
     `gpu` is a card of `gpus`, this machine without one; `memory` ("24GiB") a card that is not listed. `data` is what
     `text_lengths` takes, cut at `tokens`; without it every text has `tokens`. `devices` share the model by FSDP2.
 
-    One row per method, with and without checkpointing: `method`, `checkpointing`, `batch` (the largest that fits),
+    One row per method, with and without checkpointing: `method`, `checkpointing`, `batch` (the largest that fits, at
+    most 128, and with which an epoch of `data` has 16 steps),
     `tokens` (of the longest text), `peak_bytes`, `share` (of what the place has, with what an allocator reserves),
     `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
     (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
@@ -199,7 +200,7 @@ def recommend(
     def epoch(batch: int) -> float:
         return batch_tokens(lengths, batch).mean * len(lengths)
 
-    return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch)
+    return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch, len(lengths))
 
 
 def settings(model: str | Path, row: Any) -> str:

@@ -39,6 +39,7 @@ CONTEXT_BYTES = 600 << 20  # what the driver and the libraries' kernels hold bes
 CORRECTED = ("T4", "A10", "A10G", "L4", "L40", "L40S")
 FEW = 8  # texts: the other end of the first line that proposes a batch
 MOST_BATCH = 128  # texts at a time: more train no faster, and few optimizer steps take as many
+FEWEST_STEPS = 16  # in an epoch of the data: fewer learn little, however fast
 MOST_PROPOSALS, MOST_TRIES = 8, 6
 STEP = 64  # tokens: what the longest text is rounded down to
 SURE = 1.01  # a proposal this far beyond needs no plan of the whole
@@ -103,25 +104,32 @@ def bytes_of(memory: str | int) -> int:
 
 
 def recommend(
-    config: Any, place: Place, tokens: int, devices: int = 1, epoch: Callable[[int], float] | None = None
+    config: Any,
+    place: Place,
+    tokens: int,
+    devices: int = 1,
+    epoch: Callable[[int], float] | None = None,
+    examples: int | None = None,
 ) -> pd.DataFrame:
     """One row per method and checkpointing, best first, in `COLUMNS`.
 
-    `tokens` is the longest text; `epoch` gives the tokens of one epoch, padding included, at a batch size, where there
-    is data. An interrupt keeps what was found.
+    `tokens` is the longest text. Where there is data, `epoch` gives the tokens of one epoch, padding included, at a
+    batch size, and `examples` their number, of which an epoch makes some steps. An interrupt keeps what was found.
     """
     from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm.auto import tqdm
 
     require_whole("tokens", tokens, least=2)
     require_whole("devices", devices)
+    steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
+    most = min(MOST_BATCH, max(steps, 1))
     tried = [(method, checkpointing) for method in METHODS for checkpointing in (True, False)]
     rows = []
     try:
         for method, checkpointing in tqdm(
             tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
         ):
-            search = Search(config, place, method, checkpointing, tokens, devices)
+            search = Search(config, place, method, checkpointing, tokens, devices, most)
             rows.append(row_of(search, epoch))
     except KeyboardInterrupt:
         if not rows:
@@ -176,6 +184,7 @@ class Search:
     checkpointing: bool
     tokens: int
     devices: int
+    most: int = MOST_BATCH
 
     def arguments(self, batch: int) -> dict[str, Any]:
         """The trainer's arguments, as `write_script` sets them; float16 is planned as bfloat16, of the same bytes."""
@@ -265,7 +274,7 @@ def largest(search: Search) -> tuple[int, Step, float, bool, float]:
             slope = max((some.peak - few.peak) / (more - less), 1.0)
         fitting = [size for size, step in planned.items() if step.peak <= usable / RESERVED]
         nearest = max(fitting, default=min(planned))
-        batch = _within(nearest + int((usable / RESERVED - planned[nearest].peak) // slope))
+        batch = _within(nearest + int((usable / RESERVED - planned[nearest].peak) // slope), search.most)
     return nearest, planned[nearest], slope, True, one
 
 
@@ -274,13 +283,16 @@ def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:
 
     Peaks are convex in the batch: a line between two of them crosses the limit early, a line beyond them late.
     """
-    known = {1: one, FEW: search.proposed(FEW)}
+    if search.most == 1:
+        return 1, 1.0
+    few = min(FEW, search.most)
+    known = {1: one, few: search.proposed(few)}
     while True:
         below = max((batch for batch, peak in known.items() if peak <= limit), default=1)
         above = min((batch for batch, peak in known.items() if peak > limit and batch > below), default=None)
         ends = (below, above) if above else sorted(known)[-2:]
         slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1.0)
-        batch = min(_within(below + int((limit - known[below]) // slope)), FEW * max(known))
+        batch = min(_within(below + int((limit - known[below]) // slope), search.most), FEW * max(known))
         if above and batch - below < below // 16:  # near enough for the plan of the whole to find the last few
             return batch, slope
         if above:
@@ -290,8 +302,8 @@ def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:
         known[batch] = search.proposed(batch)
 
 
-def _within(batch: int) -> int:
-    return min(max(batch, 1), MOST_BATCH)
+def _within(batch: int, most: int) -> int:
+    return min(max(batch, 1), most)
 
 
 def _longest(search: Search, batch: int, step: Step, slope: float) -> Any:
@@ -320,7 +332,7 @@ def _why(search: Search, step: Step, batch: int, verdict: str, exact: bool) -> s
     if verdict == "does not fit":
         missing = format_bytes(int(needed(step.peak, RESERVED_AT_BEST) - search.place.usable))
         return f"One text of {search.tokens:,} tokens misses {missing}" + ("." if exact else ", at least.")
-    more = f" {MOST_BATCH} texts are the most that are tried." if batch == MOST_BATCH else ""
+    more = _why_no_more(search.most) if batch == search.most else ""
     return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
 
 
@@ -351,6 +363,12 @@ def _kinds(config: Any, depth: int) -> list[Any]:
 
 def _is_per_layer(value: Any, depth: int) -> bool:
     return isinstance(value, list) and len(value) == depth
+
+
+def _why_no_more(most: int) -> str:
+    if most == MOST_BATCH:
+        return f" {MOST_BATCH} texts are the most that are tried."
+    return f" With more than {most}, an epoch of your data would have fewer than {FEWEST_STEPS} steps."
 
 
 def shallow(config: Any, layers: int) -> Any:

@@ -20,7 +20,7 @@ def test_memory_and_time_are_those_of_the_plans_of_one_card(toy, cards):
     from peft import LoraConfig
 
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    args = {"per_device_train_batch_size": 2}
+    args = {"per_device_train_batch_size": 2, "model_init_kwargs": {"dtype": "bfloat16"}}
     time = mt.plan_time(toy, args, lora, tokens=64, gpu="RTX 4090").iloc[0]
     assert cards["step_s"][1] == pytest.approx(time["step_s"])
     assert cards["hours_per_million"][1] == pytest.approx(1e6 / time["tokens_per_s"] / 3600)
@@ -28,6 +28,17 @@ def test_memory_and_time_are_those_of_the_plans_of_one_card(toy, cards):
 
 
 def test_a_card_that_is_not_known_is_told_before_anything_is_planned(toy, monkeypatch):
-    monkeypatch.setattr(room, "measured", None)
+    monkeypatch.setattr(room, "Search", None)
     with pytest.raises(mt.ModelError, match="not known"):
         mt.compare_gpus(toy, ["T4", "RTX 9999 Turbo"])
+
+
+def test_the_cpu_computes_in_float32(toy):
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    args = {"per_device_train_batch_size": 2, "use_cpu": True, "bf16": False}
+    args["model_init_kwargs"] = {"dtype": "float32"}
+    card, cpu = mt.compare_gpus(toy, ["T4", "cpu"], tokens=64, batch=2).to_dict("records")
+    assert cpu["peak_bytes"] == mt.plan_trainer(toy, args, lora, tokens=64)["peak_bytes"][0]
+    assert cpu["peak_bytes"] > card["peak_bytes"] - (20 << 20)  # without a GPU's workspaces

@@ -149,6 +149,8 @@ def test_the_proposal_is_the_largest_batch_within_the_limit_or_nearly(limit):
     class Bent:
         """Convex in the batch, as the peak of a step."""
 
+        most = room.MOST_BATCH
+
         def proposed(self, batch):
             return float(max(10 + batch, 20 * batch - 100))
 
@@ -162,6 +164,7 @@ def test_plans_of_the_whole_correct_a_proposal_far_too_high():
     step = lambda batch: room.Step(int(1000 + 50 * batch), room.Counter(), False)  # noqa: E731
 
     class Flat:
+        most = room.MOST_BATCH
         place = room.Place("a card", int(1501 * room.RESERVED), None)
         proposed = staticmethod(lambda batch: 900.0 + batch)
         plan = staticmethod(step)
@@ -179,3 +182,12 @@ def test_a_hybrid_is_planned_without_the_modules_that_peft_refuses(name):
     config = FalconH1Config(vocab_size=300, dtype="bfloat16", **sizes, **mamba)
     search = room.Search(config, room.Place("a card", 2**34, None), method_of(name), True, 64, 1)
     assert search.plan(1).peak > 0
+
+
+def test_an_epoch_of_the_data_keeps_some_steps(toy, monkeypatch):
+    monkeypatch.setattr(room, "METHODS", METHODS[2:3])
+    place = room.Place("a card", 2**34, None)
+    table = room.recommend(read_architecture(toy), place, 64, examples=100)
+    assert set(table["batch"]) == {100 // room.FEWEST_STEPS}
+    assert table["why"].str.contains("fewer than 16 steps").all()
+    assert set(room.recommend(read_architecture(toy), place, 64, devices=4, examples=100)["batch"]) == {1}
