@@ -154,6 +154,21 @@ def class_names(config: Any) -> list[str]:
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
+def require_loadable(config: Any) -> None:
+    """Stop where AutoModelForCausalLM, which loads what is run and tuned here, has no class for it. Raises ModelError.
+
+    A model that reads images, too, may have another loader, and is planned all the same.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        name = visible(next(iter(class_names(config)), config.model_type))
+        raise ModelError(
+            f"AutoModelForCausalLM, which loads what is run and tuned here, does not load a {name}. It can be "
+            "inspected and planned; run it by the loader that its page on the Hub names."
+        )
+
+
 def skeleton_of(config: Any, dtype: str | None = None) -> Any:
     """The causal language model of a config on the meta device: every shape, no memory; ties are kept.
 

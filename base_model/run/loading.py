@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, brief, is_fault
-from base_model.architecture.config import is_tied, read_architecture, require_fit
+from base_model.architecture.config import is_tied, read_architecture, require_fit, require_loadable
 from base_model.plan.machine import warn_if_too_large
 from base_model.read.counting import is_known
 from base_model.read.folder import completeness, is_folder, model_headers, read_config
@@ -71,6 +71,7 @@ def _complete(folder: Path) -> tuple[Any, pd.DataFrame]:
             f"{folder} holds an adapter too, which transformers would apply. Move adapter_config.json away."
         )
     config, settings = read_architecture(folder), read_config(folder)
+    require_loadable(config)
     tensors = tensor_table(model_headers(folder, found.headers), settings, is_tied)
     require_fit(config, tensors, countable=is_known(settings))
     return config, tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError, brief, visible
-from base_model.architecture.config import skeleton_of
+from base_model.architecture.config import require_loadable, skeleton_of
 from base_model.text.data import KINDS, example_data, name_of, quiet, read_data
 from base_model.train.settings import Choice, body
 
@@ -174,6 +174,7 @@ def requirements(choice: Choice) -> str:
 
 def write_script(config: Any, choice: Choice, model: str, revision: str | None, folder: Path, data: Any) -> Path:
     """Write the files, none of which may be there, and give the path of train.py, as the folder is given."""
+    require_loadable(config)
     dataset = read_data(example_data() if data is None else data)
     if len(dataset) < 2:
         raise ModelError(f"{name_of(data)} holds one example, and one is held out. Give a file with two or more.")

@@ -1,6 +1,10 @@
-"""Folders made at random around the structure of real ones: a table or a ModelError, soon, and nothing else."""
+"""Folders made at random around the structure of real ones: a table or a ModelError, soon, and nothing else.
+
+FUZZED=10000 python -m pytest tests/read/test_fuzzed_folders.py     # as many of each, other ones each time
+"""
 
 import json
+import os
 import shutil
 import struct
 import warnings
@@ -18,9 +22,16 @@ from tests.folders import write_toy
 
 INDEX, ONE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-QUIET = settings(
-    max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+FUZZED = os.environ.get("FUZZED")
+
+
+def fuzz(examples: int) -> settings:
+    """So many examples, the same each time; by hand as many as `FUZZED` says, others each time."""
+    return settings(
+        max_examples=int(FUZZED or examples), derandomize=not FUZZED, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
 
 odd = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 3), st.sampled_from([2**31, 2**63, 10**30, 1e308, float("nan"), -0.0]),
@@ -113,7 +124,7 @@ def make_folder(folder, draw):
     return folder
 
 
-@QUIET
+@fuzz(20)
 @given(st.data())
 def test_a_fuzzed_folder_gives_a_table_or_words(tmp_path_factory, data):
     folder = make_folder(tmp_path_factory.getbasetemp() / "fuzzed", data.draw)
@@ -125,7 +136,7 @@ def test_a_fuzzed_folder_gives_a_table_or_words(tmp_path_factory, data):
         assert (table["parameters"] <= table["bytes"] * 8).all()  # no weight takes less than a bit
 
 
-@QUIET
+@fuzz(60)
 @given(configs)
 def test_a_fuzzed_config_is_built_plain_or_refused(tmp_path_factory, settings):
     folder = clean(tmp_path_factory.getbasetemp() / "fuzzed-config")
@@ -142,7 +153,7 @@ def toy_folder(tmp_path_factory) -> Path:
     return write_toy(tmp_path_factory.mktemp("fuzz") / "toy", chat=False)
 
 
-@settings(QUIET, max_examples=15)
+@fuzz(10)
 @given(st.data())
 def test_a_fuzzed_tokenizer_gives_facts_or_words(toy_folder, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "fuzzed-tokenizer"

@@ -239,3 +239,24 @@ def test_tensors_without_a_place_are_named_once(toy, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(mt.ModelError, match=r"2 tensors, vision_model\.layers\.0\.weight the first"):
         mt.load_model(folder)
+
+
+def test_a_model_that_another_loader_loads_is_named(tmp_path):
+    """Planned, inspected, but not run: its classes are for images and text."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+             "deepstack_visual_indexes": [0]}  # fmt: skip
+    config = AutoConfig.for_model("qwen3_vl", text_config=text, vision_config=sight)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "sees")
+    toy_tokenizer(chat=True).save_pretrained(tmp_path / "sees")
+    words = "does not load a Qwen3VLForConditionalGeneration"
+    with pytest.raises(mt.ModelError, match=words):
+        mt.load_model(tmp_path / "sees")
+    row = {"method": "LoRA r16, all linear", "checkpointing": True, "batch": 1, "tokens": 32}
+    with pytest.raises(mt.ModelError, match=words):
+        mt.write_script(tmp_path / "sees", row, tmp_path / "script")
+    assert not (tmp_path / "script").exists()
