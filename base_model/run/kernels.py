@@ -1,31 +1,53 @@
-"""Which of torch's two CPU kernels makes one token faster: a matrix times one vector, over and over.
+"""Which of torch's two CPU kernels makes single tokens: a matrix times one vector, over and over.
 
 For 16-bit weights torch hands matrix products to oneDNN, which is right for a prompt of many tokens. For a single
 token oneDNN may reach less than half of the memory's bandwidth, and torch's own matrix-vector kernel nearly all of it
 (torch 2.13 on x86: 9 against 24 GB/s); without oneDNN, however, the prompt takes six times as long. So the choice is
-made per forward pass, by its number of tokens, and only where a measurement on the model's own weights says so.
+made per forward pass, by its number of tokens. The two round differently, and greedy answers may part where two tokens
+are alike: the default depends on the kind of machine alone, never on a timing.
 """
 
+import platform
 import time
 from typing import Any
 
+from base_model import ModelError
 from base_model.plan.speed import use_onednn
 
 SAMPLE_BYTES = 48 << 20  # of weights: more than most caches hold, read in a few milliseconds
 LARGEST_BYTES = 8 << 20  # of one matrix, so that there are several
-SECONDS = 0.2  # what the choice may cost at loading, three rounds at least
+SECONDS = 0.2  # what measuring may cost at loading, three rounds at least
 
 
-def choose_kernel(model: Any) -> str:
-    """Measure both kernels on the model's weights and install the faster for one-token passes; its name.
+DEFAULTS = {"x86_64": "torch", "AMD64": "torch"}  # of a machine by its kind; oneDNN, torch's own choice, elsewhere
+MEASURED = "measured"
 
-    "torch" or "oneDNN" for a 16-bit model on the CPU, else "default": elsewhere there is nothing to choose.
+
+def choose_kernel(model: Any, wanted: str | None = None) -> str:
+    """Install the kernel for one-token passes; its name.
+
+    `wanted` is "torch", "oneDNN", "measured" (the faster on this model's weights) or None, the default of this kind of
+    machine. Only a 16-bit model on the CPU has the choice: "default" for others. Raises ModelError for other names.
     """
     import torch
 
+    if wanted not in (None, "torch", "oneDNN", MEASURED):
+        raise ModelError(f'`kernel` is "torch", "oneDNN" or "{MEASURED}", not {wanted!r}.')
     matrices = _sample(model)
     if not (matrices and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return "default"
+    name = _faster(matrices) if wanted == MEASURED else wanted or DEFAULTS.get(platform.machine(), "oneDNN")
+    if name == "torch":
+        # Hooks and no new forward(): these take the module as an argument, so a deep copy of the model keeps working.
+        model.register_forward_pre_hook(_before, with_kwargs=True)
+        model.register_forward_hook(_after, always_call=True)
+    return name
+
+
+def _faster(matrices: list[Any]) -> str:
+    """The kernel that takes less time for these matrices, each times a vector."""
+    import torch
+
     with torch.inference_mode():
         _seconds(matrices, onednn=True)  # the first pass reads the weights from the disk
         pairs: list[tuple[float, float]] = []
@@ -33,12 +55,7 @@ def choose_kernel(model: Any) -> str:
         while len(pairs) < 3 or time.perf_counter() < end:
             pairs.append((_seconds(matrices, onednn=False), _seconds(matrices, onednn=True)))
     own, onednn = (min(times) for times in zip(*pairs, strict=True))  # by turns, the best: other programs run too
-    if own >= onednn:
-        return "oneDNN"
-    # Hooks and no new forward(): these take the module as an argument, so a deep copy of the model keeps working.
-    model.register_forward_pre_hook(_before, with_kwargs=True)
-    model.register_forward_hook(_after, always_call=True)
-    return "torch"
+    return "torch" if own < onednn else "oneDNN"
 
 
 def _sample(model: Any) -> list[Any]:

@@ -27,7 +27,9 @@ def available_devices() -> list[str]:
     return ["cpu"] + ([accelerator.type] if accelerator else [])
 
 
-def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
+def load_model(
+    folder: str | Path, device: str = "cpu", dtype: str | None = None, kernel: str | None = None
+) -> tuple[Any, Any]:
     """The model and its tokenizer from a complete local folder, on `device`, ready to generate greedily.
 
     `device` is one of `available_devices`, or "auto": accelerate then spreads the layers over all accelerators and, for
@@ -35,7 +37,8 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     states, or else the stored one, except where the device runs it badly: bfloat16 becomes float16 on MPS (older chips
     only emulate it) and on NVIDIA GPUs before Ampere; float16 becomes bfloat16 on a CPU with instructions for that one
     alone. Attention stays transformers' choice (torch's SDPA where the architecture has it), threads torch's (one per
-    core); the kernel of one-token passes is measured, see kernels.py. `run_conditions` shows every choice.
+    core). `kernel` makes single tokens on the CPU from 16-bit weights: "torch", "oneDNN", the default of this kind of
+    machine (torch's on x86), or "measured", the faster of the two. `run_conditions` shows every choice.
 
     Memory that nothing uses any more is freed first. A model that a variable still holds stays: `del` it, or use
     `run_both`, which keeps none. On the CPU, a model loaded twice in its stored dtype shares its pages in any case.
@@ -54,7 +57,7 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: str | None = None
     note_files(model, (folder / file for file in tensors["file"].unique()))
     if device != "auto":
         model = _move(model, device)
-    model.eval().one_token_kernel = choose_kernel(model)
+    model.eval().one_token_kernel = choose_kernel(model, kernel)
     model.generation_config = _greedy(model.generation_config)
     return model, tokenizer
 

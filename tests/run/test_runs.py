@@ -252,7 +252,7 @@ def kernel_seen(model, tokens):
 @pytest.mark.parametrize(("own", "name"), [(1.0, "torch"), (3.0, "oneDNN")])
 def test_the_faster_kernel_makes_single_tokens(toy, own, name, monkeypatch):
     monkeypatch.setattr(kernels, "_seconds", lambda matrices, onednn: 2.0 if onednn else own)
-    model, tokenizer = mt.load_model(toy, dtype="bfloat16")
+    model, tokenizer = mt.load_model(toy, dtype="bfloat16", kernel="measured")
     for each in (model, copy.deepcopy(model)):
         assert kernel_seen(each, 5)
         assert kernel_seen(each, 1) is (name == "oneDNN")
@@ -260,17 +260,25 @@ def test_the_faster_kernel_makes_single_tokens(toy, own, name, monkeypatch):
     assert mt.generate_manually(model, tokenizer, PROMPT, 2).kernel == name
 
 
-def test_a_fault_in_a_pass_leaves_onednn_on(toy, monkeypatch):
-    monkeypatch.setattr(kernels, "_seconds", lambda matrices, onednn: float(onednn))
-    model, _ = mt.load_model(toy, dtype="bfloat16")
+@pytest.mark.parametrize(("machine", "name"), [("x86_64", "torch"), ("arm64", "oneDNN")])
+def test_the_kernel_depends_on_the_machine_and_on_no_timing(toy, machine, name, monkeypatch):
+    monkeypatch.setattr(kernels, "_seconds", None)
+    monkeypatch.setattr(kernels.platform, "machine", lambda: machine)
+    assert mt.load_model(toy, dtype="bfloat16")[0].one_token_kernel == name
+    assert mt.load_model(toy, dtype="bfloat16", kernel="oneDNN")[0].one_token_kernel == "oneDNN"
+    with pytest.raises(mt.ModelError, match="`kernel` is"):
+        mt.load_model(toy, dtype="bfloat16", kernel="fast")
+
+
+def test_a_fault_in_a_pass_leaves_onednn_on(toy):
+    model, _ = mt.load_model(toy, dtype="bfloat16", kernel="torch")
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[10_000]]))
     assert torch.backends.mkldnn.enabled
 
 
-def test_an_interrupt_in_a_pass_leaves_onednn_on(toy, monkeypatch):
-    monkeypatch.setattr(kernels, "_seconds", lambda matrices, onednn: float(onednn))
-    model, tokenizer = mt.load_model(toy, dtype="bfloat16")
+def test_an_interrupt_in_a_pass_leaves_onednn_on(toy):
+    model, tokenizer = mt.load_model(toy, dtype="bfloat16", kernel="torch")
     calls = []
 
     def interrupt(*_):
