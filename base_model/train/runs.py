@@ -1,4 +1,4 @@
-"""Published runs of trainers (published_runs.csv) and their plans, side by side."""
+"""Published runs of trainers (published_runs.csv) and their plans, side by side: memory and pace by one step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,9 @@ from unittest import mock
 
 import pandas as pd
 
-from base_model.train.trainer import plan_trainer
+from base_model.train.gpus import card
+from base_model.train.time import time_on
+from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 GIB = 2**30
 # Architectures, as the config.json of each model states them; Qwen 1, whose code is its own, in the shapes of Qwen2.
@@ -29,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # What a plan may differ by: of what was allocated, and of what was reserved or seen from outside.
+CARDS = {"A100-80GB": "A100 SXM 80GB", "A100-SXM4-80GB": "A100 SXM 80GB"}
 ON_PAGE = [0, 2]  # rows that `check_plans` plans, too: a full fine-tuning and a LoRA, some seconds each
 WITHIN = {"allocated": (-0.05, 0.05), "reserved": (-0.20, 0.05)}
 
@@ -42,17 +45,20 @@ def published_runs() -> pd.DataFrame:
 def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run that can be planned beside its plan.
 
-    Columns: `run`, `gpu`, `measure`, `published_bytes`, `planned_bytes`, `difference`, `match`, `note`, `source`.
+    Columns: `run`, `gpu`, `measure`, `published_bytes`, `planned_bytes`, `difference`, `match`, `note`, `source`; of
+    time `published_tokens_per_s`, `planned_tokens_per_s`, `slow`, `fast` (tokens/s, the ends of the planned range).
     """
     rows = []
     for run in runs[~runs["note"].str.startswith("not planned")].itertuples():
-        planned, published = _planned(run), round(run.peak_gib * GIB)
+        (planned, time), published = _planned(run), round(run.peak_gib * GIB)
         low, high = WITHIN["allocated" if run.measure == "allocated" else "reserved"]
         difference = planned / published - 1
         measures = run.measure, published, planned, difference, low <= difference <= high
-        rows.append([describe(run), run.gpu, *measures, run.note, run.source])
+        speed = time["tokens_per_s"]
+        ends = [speed * time["step_s"] / time[end] for end in ("high_s", "low_s")]
+        rows.append([describe(run), run.gpu, *measures, run.note, run.source, run.tokens_per_s, speed, *ends])
     columns = ["run", "gpu", "measure", "published_bytes", "planned_bytes", "difference", "match", "note", "source"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, "published_tokens_per_s", "planned_tokens_per_s", "slow", "fast"])
 
 
 def describe(run: Any) -> str:
@@ -63,10 +69,12 @@ def describe(run: Any) -> str:
     return f"{name}, {run.method}{rank}{plugin}, {run.batch} x {run.tokens:,}"
 
 
-def _planned(run: Any) -> int:
-    """The planned peak: HF's Trainer with checkpointing, AdamW of torch, and flash attention, as all of them ran."""
+def _planned(run: Any) -> tuple[int, pd.Series]:
+    """The planned peak and time: HF's Trainer, checkpointing, torch's AdamW and flash attention, as all of them ran."""
     import peft
     from transformers import AutoConfig, BitsAndBytesConfig
+
+    from base_model.train.operations import Tape
 
     arguments = {
         "per_device_train_batch_size": run.batch, "gradient_checkpointing": True,
@@ -83,8 +91,10 @@ def _planned(run: Any) -> int:
         packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, **settings)
     config = AutoConfig.for_model(**MODELS[run.model])
     load = {"attn_implementation": "flash_attention_2"}
-    plan = plan_trainer(config, arguments, adapter, packed, run.tokens, 1, load, run.prepared, "hf")
-    return int(plan["peak_bytes"][0])
+    tape, how = Tape(), (run.tokens, 1, load, run.prepared, "hf")
+    ledger, _, made = measured(config, arguments, adapter, packed, *how, observe=tape)
+    tokens = run.batch * run.tokens * made.args.gradient_accumulation_steps
+    return ledger.peak + WORKSPACE_BYTES, time_on(tape.costs, tokens, card(CARDS[run.gpu])).iloc[0]
 
 
 def as_of_their_day(plan: Callable[[], Any]) -> Any:

@@ -43,14 +43,39 @@ def test_qlora_with_the_libraries_of_its_day_is_met_exactly():
 def test_the_page_shows_misses_as_well_as_hits(monkeypatch):
     def compared(table):
         figures = ["a card", "allocated", 2**30, 2**30]
-        rows = [[f"run {one}", *figures, one, one == 0, "a note", "a/source"] for one in (0.0, -0.5)]
+        rows = [
+            [
+                f"run {one}",
+                *figures,
+                one,
+                one == 0,
+                "a note",
+                "a/source",
+                1000.0,
+                1000.0 + 800 * one,
+                750.0,
+                1250.0 * (1 + one),
+            ]
+            for one in (0.0, -0.5)
+        ]
         names = ["run", "gpu", "measure", "published_bytes", "planned_bytes", "difference", "match", "note", "source"]
-        return pd.DataFrame(rows, columns=names)
+        return pd.DataFrame(rows, columns=[*names, "published_tokens_per_s", "planned_tokens_per_s", "slow", "fast"])
 
     checks = pd.DataFrame([["x", "1", "1", 0.0, True]], columns=["check", "expected", "found", "difference", "match"])
     monkeypatch.setattr(accuracy, "compare_runs", compared)
     monkeypatch.setattr(accuracy, "check_plans", lambda: checks)
     page = accuracy.accuracy()
     assert "| run -0.5 | a card | allocated | 1.00 GiB | 1.00 GiB | -50.0% | **no** |" in page
+    assert "| run 0.0 | a card | 1,000 | 1,000 | 750 to 1,250 | +0.0% | yes |" in page
+    assert "| run -0.5 | a card | 1,000 | 600 | 750 to 625 | -40.0% | **no** |" in page
     assert "| x | 1 | 1 | +0.0% | yes |" in page
     assert "the plugin's own fused loss" in page
+
+
+def test_the_pace_of_a_published_run_is_planned_with_its_memory():
+    run = runs.published_runs().iloc[[0]]
+    table = runs.compare_runs(run)
+    assert table["difference"].abs()[0] < 0.001
+    assert table["published_tokens_per_s"][0] == 3062.7
+    assert table["slow"][0] < 3062.7 < table["fast"][0]
+    assert table["slow"][0] < table["planned_tokens_per_s"][0] < table["fast"][0]
