@@ -64,9 +64,17 @@ def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
     return table.assign(**{package: version(package) for package in PACKAGES})
 
 
+class Whole(pd.DataFrame):
+    """A table that `print` shows with every row and column, however narrow pandas takes the terminal to be."""
+
+    def __repr__(self) -> str:
+        """All of it."""
+        return self.to_string()
+
+
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same table as text for people: `4.66 GiB`, `1,249,689,600`, `34.2%`, `0.21`, `n/a`; a `$` is not TeX."""
-    return _words(table).apply(lambda column: column.str.replace("$", "\\$"))
+    return Whole(_words(table).apply(lambda column: column.str.replace("$", "\\$")))
 
 
 def _words(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from base_model.hub.locate import folder_of
 from base_model.text.tame import SAMPLE, faults_in_words
 from base_model.text.tokenizer import load_tokenizer, render_prompt, split, tokenizer_facts
 
-MAX_DRAWN = 2_000  # tokens; a page of thousands of pieces is slow, and nobody reads it
+MAX_DRAWN = 500  # tokens; a page of thousands of pieces is slow, and nobody reads it
 # Half transparent, so that the page's own text colour reads on them, in a light theme and in a dark one.
 TINTS = ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167", "86, 180, 233")
 MARKS = {" ": ("·", "space"), "\n": ("⏎", "line end"), "\t": ("⇥", "tab")}
@@ -68,7 +68,7 @@ def show_tokens(model: str | Path, text: str) -> pd.DataFrame:
 def draw_tokens(model: str | Path, text: str) -> DrawnTokens:
     """The tokens of `text` as coloured pieces with their ids; special ones framed, white space as marks.
 
-    At most 2,000 are drawn, with their number, per word and in bytes, below. `print` gives the same as plain text.
+    At most 500 are drawn, with their number, per word and in bytes, below. `print` gives the same as plain text.
     """
     tokenizer = load_tokenizer(folder_of(model, with_tokenizer=True), text)
     table = _table(tokenizer, text)

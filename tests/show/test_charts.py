@@ -288,3 +288,9 @@ def test_a_saved_chart_may_be_read_by_whom_the_user_lets(ax, tmp_path):
         assert mt.save_chart(ax, tmp_path / "chart.png").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(mask)
+
+
+def test_a_readable_table_prints_every_column(toy):
+    table = mt.readable(mt.plan_adapters(toy))
+    assert all(column in repr(table).splitlines()[0].split() for column in table.columns)
+    assert len(repr(table).splitlines()) == len(table) + 1
