@@ -115,6 +115,5 @@ def _steps(config: Any) -> list[tuple[str, float, float]]:
     how["args"] = {"per_device_train_batch_size": 4, "gradient_checkpointing": False}
     found = [plan_time(config, peft_config=adapter, **how)["step_s"][0] for _, _, adapter in runs]
     return [
-        (f"{name}, 4 x 210, L40S", 840 / speed, seconds)
-        for (name, speed, _), seconds in zip(runs, found, strict=True)
+        (f"{name}, 4 x 210, L40S", 840 / speed, seconds) for (name, speed, _), seconds in zip(runs, found, strict=True)
     ]
