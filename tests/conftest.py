@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: nothing in this process may ask the Hub
@@ -47,3 +48,13 @@ def demo() -> Path:
 def close_figures():
     yield
     plt.close("all")
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_as_it_was():
+    """A default dtype that stays behind changes the tests that follow, and nobody would look here."""
+    yield
+    if torch := sys.modules.get("torch"):
+        left = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        assert left == torch.float32

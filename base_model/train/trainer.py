@@ -5,6 +5,7 @@ own code. Nothing is computed and nothing takes memory. `device` answers what li
 adds up every tensor as it comes and goes.
 """
 
+import gc
 import logging
 import tempfile
 import warnings
@@ -82,6 +83,16 @@ def measure(
     config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None = None
 ) -> tuple["Ledger", int]:
     """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
+    gc.freeze()  # accelerate collects garbage before the first step: of this plan, not of all that was there before
+    try:
+        return _measure(config, run, peft_config, quantization_config, observe)
+    finally:
+        gc.unfreeze()
+
+
+def _measure(
+    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None
+) -> tuple["Ledger", int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
@@ -247,12 +258,7 @@ def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
     trainer = kind(model=model, args=run.args, train_dataset=data, callbacks=[], **more)
     trainer.remove_callback(PrinterCallback)
     trainer.accelerator.device_placement = False  # they are where they will be
-    trainer.accelerator.free_memory = _nothing_to_free
     return trainer
-
-
-def _nothing_to_free(*_: Any) -> None:
-    """In accelerate's place, who collects garbage before the first step: a quarter of a second of each plan."""
 
 
 def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int]]) -> type:
