@@ -12,6 +12,10 @@ from tests.conftest import ROOT
 MODEL = "org/toy"
 TOKEN = "hf_SecretSecretSecretSecretSecret"
 UNPLUGGED = "http://127.0.0.1:9"  # nobody listens there
+# The most that a child itself held, in kilobytes: what getrusage says on Linux begins with its parent's.
+PEAK = 'int(__import__("re").search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1])'
+RUSAGE = '__import__("resource").getrusage(__import__("resource").RUSAGE_SELF).ru_maxrss'
+MEMORY = PEAK if sys.platform == "linux" else RUSAGE
 
 # The whole traceback goes out, as a notebook would show it; another exception than ModelError ends with 1.
 FETCH = """

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import threading
 import time
 
@@ -11,14 +10,10 @@ import pytest
 import model_tools as mt
 from base_model.hub import limits
 from tests import hub_stand_in as hostile
-from tests.child import MODEL, assert_refused, fetch, files_in, look
+from tests.child import MEMORY, MODEL, assert_refused, fetch, files_in, look
 from tests.hub_stand_in import HubStandIn
 
 IMPATIENT = 'vars(__import__("base_model.hub.limits", fromlist="x")).update(PATIENCE=1.5, ANSWER_SECONDS=6)'
-# The most that the child itself held, in kilobytes: what getrusage says on Linux begins with its parent's.
-PEAK = 'int(__import__("re").search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1])'
-RUSAGE = '__import__("resource").getrusage(__import__("resource").RUSAGE_SELF).ru_maxrss'
-MEMORY = PEAK if sys.platform == "linux" else RUSAGE
 LIST, CONFIG, HEADER, WHOAMI = r"GET /api/models/", r"GET .*/config.json", r"GET .*\.safetensors", r"GET .*whoami"
 WORDS = {
     hostile.endless: "sent more than",
