@@ -3,7 +3,7 @@
 # make report     a page of the last run, without code, to send to others: runs/<model name>/report.html
 # make zip        the project in one file, for Colab or Kaggle: base_model_visualize.zip
 # make train      a training script for the demo model, run for 20 steps on this machine, beside its plan
-# make lab        open the notebook in JupyterLab
+# make lab        open a copy of the notebook in JupyterLab: runs/base_model_visualize.ipynb
 # make test       lint, types, tests
 # make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
 # make refresh    renew the committed notebook outputs and the pictures in charts/
@@ -44,9 +44,8 @@ train: demo-model
 zip:
 	git archive --format=zip --output=base_model_visualize.zip HEAD
 
-lab: $(READY)  # without a MODEL, on the demo model where it is there
-	@test -n "$${MODEL+given}" || ! test -f $(DEMO)/config.json || export MODEL=$(DEMO); \
-	PYTHONPATH="$$PWD" exec $(BIN)/jupyter lab $(NOTEBOOK)
+lab: $(READY)
+	exec $(BIN)/python model_tools.py lab
 
 test: $(TEST_READY) demo-model
 	$(BIN)/ruff check .

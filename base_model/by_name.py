@@ -22,7 +22,7 @@ from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
 from base_model.run.timing import Generation
 from base_model.run.tuned import answers
-from base_model.show.page import RUNS, run_name
+from base_model.show.page import run_name, runs_folder
 from base_model.show.report import save_report
 from base_model.show.saving import in_home
 from base_model.text.data import example_data, has_template
@@ -114,7 +114,7 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def run_folder(model: str | Path) -> Path:
     """Where a run on this model saves what it makes: runs/<model name>/ in the current folder."""
-    return RUNS / run_name(Path(model) if hub_id_of(model) is None else str(model))
+    return runs_folder() / run_name(Path(model) if hub_id_of(model) is None else str(model))
 
 
 def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:

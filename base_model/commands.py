@@ -22,7 +22,7 @@ from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
-from base_model.show.page import RUNS, last_run, run_name, run_notebook, write_page
+from base_model.show.page import RUNS, last_run, run_name, run_notebook, working_copy, write_page
 from base_model.show.words import in_units, readable
 from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
 from base_model.train.recommend import RULE
@@ -183,6 +183,30 @@ def page(model: Named = None) -> None:
         usual = DEMO if is_complete(HERE / DEMO) else DEFAULT
         path = write_page(last_run(os.environ.get("MODEL", usual) if model is None else model))
     print(path)
+
+
+@app.command()
+def lab(model: Named = None) -> None:
+    """Open a copy of the notebook in JupyterLab.
+
+    It is runs/base_model_visualize.ipynb, so that the project's own stays as it is. On the demo model where that is
+    there and no other is named.
+    """
+    with _aside():
+        copied = working_copy()
+    chosen = model or os.environ.get("MODEL", DEMO if is_complete(HERE / DEMO) else DEFAULT)
+    names = {
+        "MODEL": _from_anywhere(chosen),
+        "DATA": _from_anywhere(os.environ.get("DATA", "")),
+        "PYTHONPATH": str(HERE),
+    }
+    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={HERE}", str(copied)]
+    os.execve(words[0], words, os.environ | names)
+
+
+def _from_anywhere(name: str) -> str:
+    """What is found from here, a folder or a file, as it is found from anywhere; a Hub id or nothing as it stands."""
+    return str(Path(name).absolute()) if name and Path(name).exists() else name
 
 
 def main() -> None:

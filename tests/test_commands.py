@@ -1,6 +1,7 @@
 """The command: answers on standard output, everything else on standard error, faults as one sentence."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 import model_tools as mt
+from base_model import commands
 from tests.child import environment
 from tests.conftest import ROOT
 from tests.folders import write_toy
@@ -24,11 +26,11 @@ def run(*words, cwd=ROOT, seconds=120, **more):
 def test_without_arguments_the_help_is_shown():
     done = run()
     assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    for verb in ("get", "demo", "files", "check", "plan", "train", "report", "notebook", "page"):
+    for verb in ("get", "demo", "files", "check", "plan", "train", "report", "notebook", "page", "lab"):
         assert f"\n  {verb} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report", "notebook", "page"])
+@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report", "notebook", "page", "lab"])
 def test_each_verb_explains_itself(verb):
     done = run(verb, "--help")
     assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
@@ -106,6 +108,29 @@ def test_a_model_may_come_from_the_environment(verb, tmp_path):
     done = run(verb, MODEL="-rf x", cwd=tmp_path)
     assert done.returncode == 1 and "-rf x" in done.stderr and done.stderr.count("\n") == 1
     assert run(verb, MODEL="").stderr.startswith("No model was given.")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_lab_opens_a_copy_on_the_model_that_is_meant(monkeypatch, tmp_path, there):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *words: started.append(words))
+    monkeypatch.setattr(commands, "working_copy", lambda: tmp_path / "copy.ipynb")
+    monkeypatch.setattr(commands, "is_complete", lambda folder: there)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.jsonl").touch()
+    monkeypatch.setenv("DATA", "my.jsonl")
+    monkeypatch.delenv("MODEL", raising=False)
+    commands.lab()
+    monkeypatch.setenv("MODEL", "")
+    commands.lab()
+    commands.lab("org/name")
+    usual = commands.DEMO if there else commands.DEFAULT
+    assert [environment["MODEL"] for *_, environment in started] == [usual, "", "org/name"]
+    program, words, environment = started[0]
+    assert (
+        program == sys.executable and words[1:3] == ["-m", "jupyterlab"] and words[-1] == str(tmp_path / "copy.ipynb")
+    )
+    assert (environment["DATA"], environment["PYTHONPATH"]) == (str(tmp_path / "my.jsonl"), str(ROOT))
 
 
 def test_wrong_usage_is_exit_code_2(toy):

@@ -94,14 +94,6 @@ def test_the_interpreter_is_a_path_and_nothing_more(project):
     assert ["-m", "venv", ".venv"] in [words for words, _ in calls]
 
 
-def test_lab_opens_on_the_demo_model_where_it_is_there(project):
-    assert make(project, "lab")[1][0][1]["MODEL"] is None
-    (project / "SmolLM2-135M-Instruct").mkdir()
-    (project / "SmolLM2-135M-Instruct" / "config.json").write_text("{}")
-    (_, given), *_ = make(project, "lab")[1]
-    assert (given["MODEL"], given["PYTHONPATH"]) == ("SmolLM2-135M-Instruct", str(project))
-
-
 def test_demo_is_of_the_demo_model_whatever_is_set(project):
     calls = make(project, "demo", "MODEL=another")[1]
     assert calls[-1][0] == ["model_tools.py", "notebook", "SmolLM2-135M-Instruct"]

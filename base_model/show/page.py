@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError, brief
-from base_model.hub.locate import CHECKOUT, hub_id_of, is_complete, local_folder
+from base_model.hub.locate import CHECKOUT, HERE, hub_id_of, is_complete, local_folder
 from base_model.read.folder import is_file, read_json
 from base_model.show.article import about_run, article, stamp
 from base_model.show.drawing import __name__ as DRAWINGS
@@ -38,6 +38,36 @@ def _in_full(place: Path) -> Path:
     return path.resolve() if ".." in path.parts else path
 
 
+def runs_folder() -> Path:
+    """`runs` in the current folder, or the project's own where we are inside it, as a notebook opened from there is."""
+    return next((path for path in (Path.cwd(), *Path.cwd().parents) if path == HERE / RUNS), RUNS)
+
+
+def working_copy() -> Path:
+    """A copy of the notebook to work in, runs/base_model_visualize.ipynb; made anew until you have changed it.
+
+    Raises ModelError where there is no notebook, or no room.
+    """
+    copied, source = HERE / RUNS / NOTEBOOK.name, _source()
+    if os.path.lexists(copied) and _digest(copied) != _written(copied.parent).get(copied.name):
+        print(f"{copied} is as you left it. Move it away to start from the project's own again.")
+        return copied
+    copied.parent.mkdir(exist_ok=True)
+    _save(copied.parent, {copied.name: _linked(source.read_text("utf-8"), "../")})
+    return copied
+
+
+def _source() -> Path:
+    if not NOTEBOOK.is_file():
+        raise ModelError(f"{NOTEBOOK.name} is not installed with the package. Run this in a clone of the project.")
+    return NOTEBOOK
+
+
+def _linked(notebook: str, up: str) -> bytes:
+    """The text of a notebook that lies deeper than the project's own, with links that still lead to docs/."""
+    return notebook.replace("](docs/", f"]({up}docs/").encode()
+
+
 def last_run(model: str) -> Path:
     """The executed notebook of a model's last run. Raises ModelError where there is none."""
     folder = local_folder(model)
@@ -59,11 +89,9 @@ def run_notebook(place: Path | str) -> Path:
     from nbclient.exceptions import CellExecutionError
     from traitlets.config import Config
 
-    if not NOTEBOOK.is_file():
-        raise ModelError(f"{NOTEBOOK.name} is not installed with the package. Run this in a clone of the project.")
     folder = RUNS / run_name(place)
     _require_own(folder, [NOTEBOOK.name, PAGE])
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(_source(), as_version=4)
     model = place if isinstance(place, str) else str(_in_full(place))
     # Nobody watches: no progress bars, no time stamps that differ from run to run, streamed text as one output.
     environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -80,7 +108,7 @@ def run_notebook(place: Path | str) -> Path:
     stamp(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     page = _page_of(notebook, folder / NOTEBOOK.name)
-    _save(folder, {NOTEBOOK.name: f"{nbformat.writes(notebook)}\n".encode(), PAGE: page})
+    _save(folder, {NOTEBOOK.name: _linked(f"{nbformat.writes(notebook)}\n", "../../"), PAGE: page})
     return folder
 
 
@@ -122,13 +150,17 @@ def _as_base64(text: str) -> str:
 
 def _require_own(folder: Path, names: list[str]) -> dict[str, str]:
     """Only what a run wrote is replaced. Gives `{file: SHA-256}` of what was written. Raises ModelError."""
-    written = read_json(folder / WRITTEN) if os.path.lexists(folder / WRITTEN) else {}
+    written = _written(folder)
     for path in (folder / name for name in names):
         if os.path.lexists(path) and _digest(path) != written.get(path.name, ""):
             raise ModelError(
                 f"{path} is not as a run has written it: it is yours, or was changed. Move it away, and run this again."
             )
     return written
+
+
+def _written(folder: Path) -> dict[str, str]:
+    return read_json(folder / WRITTEN) if os.path.lexists(folder / WRITTEN) else {}
 
 
 def _save(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -54,6 +54,33 @@ def test_a_cell_that_fails_is_one_sentence(notebook, tmp_path):
     assert "\x1b" not in str(caught.value) and not (tmp_path / "runs").exists()
 
 
+def test_a_copy_to_work_in_is_made_anew_until_it_is_changed(notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    notebook("# see [terms](docs/glossary.md)")
+    copied = page.working_copy()
+    assert copied == tmp_path / "runs" / "base_model_visualize.ipynb" and "](../docs/glossary.md)" in copied.read_text()
+    notebook("2")
+    assert "glossary" not in page.working_copy().read_text() and not capsys.readouterr().out
+    copied.write_text("mine")
+    notebook("3")
+    assert page.working_copy().read_text() == "mine"
+    assert f"{copied} is as you left it" in capsys.readouterr().out
+
+
+def test_links_of_an_executed_notebook_lead_to_the_docs(notebook, tmp_path):
+    notebook("# see [terms](docs/glossary.md)")
+    folder = page.run_notebook(tmp_path / "model")
+    assert "](../../docs/glossary.md)" in (folder / "base_model_visualize.ipynb").read_text()
+
+
+def test_a_notebook_opened_in_runs_saves_where_the_others_do(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    for here, runs in [(".", Path("runs")), ("runs", tmp_path / "runs"), ("runs/model", tmp_path / "runs")]:
+        monkeypatch.chdir(tmp_path / here)
+        assert mt.run_folder("org/model") == runs / "model"
+
+
 def test_the_page_holds_no_code(notebook, tmp_path):
     notebook("secret = 1; print('seen')")
     html = (page.run_notebook(tmp_path / "model") / "report.html").read_text(encoding="utf-8")
