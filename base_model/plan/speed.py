@@ -15,6 +15,7 @@ TOTAL_BYTES = 512 << 20  # of all of them together: no cache holds that
 SMALL, LARGE = 256, 1024  # sides of the matrices that are multiplied
 QUICK = 0.02  # seconds for a round of small products: a machine that needs longer gets no larger ones
 ROUNDS = 3
+LEAST_ROUNDS = 4  # of each kernel that reads memory, one of them a warm-up
 
 
 def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: float = 1.0) -> float:
@@ -24,6 +25,11 @@ def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: floa
     of torch's two kernels counts (see run/kernels.py). `dtype` is a 16- or 32-bit float of torch.
     Raises ModelError when the device cannot hold or multiply them.
     """
+    return bandwidth_and_noise(device, dtype, seconds)[0]
+
+
+def bandwidth_and_noise(device: str, dtype: str, seconds: float = 1.0) -> tuple[float, float]:
+    """`memory_bandwidth`, and how much longer than its best round the median round took (0.2: 20%)."""
     import torch
 
     try:
@@ -36,27 +42,39 @@ def memory_bandwidth(device: str = "cpu", dtype: str = "bfloat16", seconds: floa
         raise ModelError(
             f"The bandwidth of {device} in {dtype} cannot be measured: {brief(error)}. Free some memory."
         ) from error
-    return sum(matrix.nbytes for matrix in matrices) / min(times)
+    best = min(times)
+    return sum(matrix.nbytes for matrix in matrices) / best, statistics.median(times) / best - 1
 
 
 def _rounds(matrices: list[Any], vector: Any, seconds: float) -> list[float]:
-    """The time of each round over all matrices, by turns with and without oneDNN; the first, a warm-up, left out."""
+    """The time of each round over all matrices; the first, a warm-up, left out. On the CPU of the faster kernel.
+
+    The two take turns, with and without oneDNN.
+    """
     import torch
 
-    times: list[float] = []
-    before, on_cpu, end = torch.backends.mkldnn.enabled, vector.device.type == "cpu", time.perf_counter() + seconds
+    before, kernels = torch.backends.mkldnn.enabled, (True, False) if vector.device.type == "cpu" else (True,)
+    times: dict[bool, list[float]] = {kernel: [] for kernel in kernels}
+    end = time.perf_counter() + seconds
     try:
-        while len(times) < 5 or time.perf_counter() < end:
-            use_onednn(not (on_cpu and len(times) % 2))
-            start = time.perf_counter()
-            for matrix in matrices:
-                torch.nn.functional.linear(vector, matrix)
-            if not on_cpu:
-                torch.accelerator.synchronize(vector.device)
-            times.append(time.perf_counter() - start)
+        while len(times[True]) < LEAST_ROUNDS or time.perf_counter() < end:
+            for kernel in kernels:
+                use_onednn(kernel)
+                times[kernel].append(_round(matrices, vector))
     finally:
         use_onednn(bool(before))
-    return times[1:]
+    return min((rounds[1:] for rounds in times.values()), key=min)
+
+
+def _round(matrices: list[Any], vector: Any) -> float:
+    import torch
+
+    start = time.perf_counter()
+    for matrix in matrices:
+        torch.nn.functional.linear(vector, matrix)
+    if vector.device.type != "cpu":
+        torch.accelerator.synchronize(vector.device)
+    return time.perf_counter() - start
 
 
 def cpu_flops(dtype: str) -> float:

@@ -12,12 +12,14 @@ import pandas as pd
 
 from base_model import ModelError
 from base_model.plan.inference import kv_cache_bytes
-from base_model.plan.speed import memory_bandwidth
+from base_model.plan.speed import bandwidth_and_noise
 from base_model.run.timing import Generation
 
 SIZES = {"1B": 1_235_814_400, "3B": 3_212_749_824}  # the parameters of Llama-3.2-1B and Llama-3.2-3B
+NOISY = 0.15  # on a quiet machine the rounds are within 5% of the best one
 LIMIT_COLUMNS = (
     "method", "device", "dtype", "read_bytes", "bandwidth_gib_s", "limit_tokens_per_s", "tokens_per_s", "share",
+    "spread",
 )  # fmt: skip
 
 
@@ -64,20 +66,24 @@ def speed_limit(runs: Iterable[Generation]) -> pd.DataFrame:
     """The physical limit beside each run; about a second of measuring per device and dtype.
 
     Columns: `method`, `device`, `dtype`, `read_bytes` (per token: weights and KV cache), `bandwidth_gib_s` (measured,
-    GiB/s), `limit_tokens_per_s` (bandwidth over bytes), `tokens_per_s` (measured), `share` (of the limit, 0 to 1).
+    GiB/s), `limit_tokens_per_s` (bandwidth over bytes), `tokens_per_s` (measured), `share` (of the limit, 0 to 1),
+    `spread` (how much longer than the best round of measuring the median one took; 0.2: 20%).
     NaN for a run whose weights lie on several devices or on a server.
     """
-    measured: dict[tuple[str, str], float] = {}
+    measured: dict[tuple[str, str], tuple[float, float]] = {}
     rows = []
     for run in runs:
         place = run.device, run.dtype
         if place not in measured:
             known = not math.isnan(run.bytes_per_token) and "+" not in run.device
-            measured[place] = memory_bandwidth(*place) if known else math.nan
-        limit = measured[place] / run.bytes_per_token
-        rows.append([run.method, *place, run.bytes_per_token, measured[place] / 2**30, limit, run.tokens_per_s])
-    table = pd.DataFrame(rows, columns=list(LIMIT_COLUMNS[:-1]))
-    return table.assign(share=table["tokens_per_s"] / table["limit_tokens_per_s"])
+            measured[place] = bandwidth_and_noise(*place) if known else (math.nan, math.nan)
+        bandwidth, noise = measured[place]
+        limit = bandwidth / run.bytes_per_token
+        share = run.tokens_per_s / limit
+        rows.append([
+            run.method, *place, run.bytes_per_token, bandwidth / 2**30, limit, run.tokens_per_s, share, noise,
+        ])  # fmt: skip
+    return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
 
 
 def limits_in_words(limits: pd.DataFrame) -> str:
@@ -98,5 +104,11 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     reach = low if low == high else f"{low} to {high}"
     return (
         f"On {device} the runs reach {reach} of the limit set by {bandwidth:.3g} GiB/s of memory bandwidth. "
-        f"In {dtype} that limit, in tokens/s, is {models} parameters."
+        f"In {dtype} that limit, in tokens/s, is {models} parameters.{_noisy(group['spread'].iloc[0])}"
     )
+
+
+def _noisy(noise: float) -> str:
+    if noise < NOISY:
+        return ""
+    return f" The measurement was noisy: half its rounds took {noise:.0%} longer than the best one, or more."

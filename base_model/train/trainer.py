@@ -85,9 +85,22 @@ def measure(
     """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
     gc.freeze()  # accelerate collects garbage before the first step: of this plan, not of all that was there before
     try:
-        return _measure(config, run, peft_config, quantization_config, observe)
+        with _autocast_as_it_was():
+            return _measure(config, run, peft_config, quantization_config, observe)
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def _autocast_as_it_was() -> Iterator[None]:
+    """A forward that calls itself enters its one autocast twice, which then stays on and rounds all that comes later."""
+    import torch
+
+    enabled = torch.is_autocast_enabled("cpu")
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", enabled)
 
 
 def _measure(

@@ -259,10 +259,12 @@ def test_the_text_model_may_state_the_dtype(tmp_path):
 
 def test_what_trl_cannot_train_is_planned_for_another_trainer():
     """TRL's loss asks for a body apart from the head; Llama 4's classes tell of none."""
+    import torch
     from transformers import TrainingArguments
 
     with pytest.raises(mt.ModelError, match=r"TRL cannot train it\. Give TrainingArguments"):
         plan_trainer(other("llama4"), None, None, None, 24, 1)
+    assert not torch.is_autocast_enabled("cpu")  # its forward is entered twice
     row = plan_trainer(other("llama4"), TrainingArguments(use_cpu=True), None, None, 24, 1)
     assert row["peak_bytes"][0] > row["weights_bytes"][0] > 0
 

@@ -106,6 +106,15 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     monkeypatch.setattr(speed, "_rounds", lambda matrices, vector, seconds: [2.0, 0.5, 1.0])
     assert mt.memory_bandwidth("cpu", "bfloat16") == (4 << 20) / 0.5
     assert mt.memory_bandwidth("cpu", "float32") == (4 << 20) / 0.5
+    assert speed.bandwidth_and_noise("cpu", "float32") == ((4 << 20) / 0.5, 1.0)  # the median took twice as long
+
+
+def test_of_two_kernels_the_faster_counts(monkeypatch):
+    monkeypatch.setattr(speed, "_round", lambda matrices, vector: 1.0 if torch.backends.mkldnn.enabled else 2.0)
+    assert speed._rounds([], torch.ones(1), 0.0) == [1.0] * (speed.LEAST_ROUNDS - 1)
+    monkeypatch.setattr(speed, "_round", lambda matrices, vector: 2.0 if torch.backends.mkldnn.enabled else 1.0)
+    assert set(speed._rounds([], torch.ones(1), 0.0)) == {1.0}
+    assert torch.backends.mkldnn.enabled
 
 
 def test_bandwidth_is_measured_on_this_machine():
@@ -127,7 +136,7 @@ def run(toy):
 
 def test_the_limit_beside_the_run(run, monkeypatch):
     asked = []
-    monkeypatch.setattr(limits, "memory_bandwidth", lambda *place: asked.append(place) or 8 * 2.0**30)
+    monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place: asked.append(place) or (8 * 2.0**30, 0.02))
     run = replace(run, tokens_per_s=16.0, bytes_per_token=2.0**28, dtype="bfloat16")
     table = mt.speed_limit([run, replace(run, method="pipeline", tokens_per_s=8.0)])
     assert asked == [("cpu", "bfloat16")]
@@ -144,8 +153,15 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert readable.loc[0, ["read_bytes", "share"]].tolist() == ["256.00 MiB", "50.0%"]
 
 
+def test_a_noisy_measurement_says_so(run, monkeypatch):
+    for noise, told in [(0.1, False), (0.4, True)]:
+        monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place, noise=noise: (2.0**30, noise))
+        words = mt.limits_in_words(mt.speed_limit([run]))
+        assert ("was noisy: half its rounds took 40% longer" in words) == told
+
+
 def test_a_model_on_several_devices_has_no_limit(run, monkeypatch):
-    monkeypatch.setattr(limits, "memory_bandwidth", lambda *place: pytest.fail("measured"))
+    monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place: pytest.fail("measured"))
     assert math.isnan(mt.speed_limit([replace(run, device="cpu + cuda:0")]).loc[0, "limit_tokens_per_s"])
 
 
@@ -156,7 +172,7 @@ def test_no_runs_no_limits():
 
 
 def test_takeaways_tell_the_limit(run, toy, monkeypatch):
-    monkeypatch.setattr(limits, "memory_bandwidth", lambda *place: 2.0**30)
+    monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place: (2.0**30, 0.02))
     run = replace(run, tokens_per_s=2.0, bytes_per_token=2.0**28)
     text = mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), mt.compare_runs([run]), mt.speed_limit([run]))
     assert "1 GiB/s, and each token needs 256.00 MiB: at most 4 tokens/s, of which manual reaches 50%" in text

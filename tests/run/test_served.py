@@ -93,6 +93,7 @@ def test_a_merged_model_is_served(toy, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.manual_seed(5)  # with which it answers letters: a stream holds back bytes that end no character
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(toy), LoraConfig(target_modules="all-linear"))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
