@@ -93,7 +93,7 @@ def measure(
 
 @contextmanager
 def _autocast_as_it_was() -> Iterator[None]:
-    """A forward that calls itself enters its one autocast twice, which then stays on and rounds all that comes later."""
+    """A forward that calls itself enters its autocast twice, which then stays on and rounds all that comes later."""
     import torch
 
     enabled = torch.is_autocast_enabled("cpu")
