@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ from base_model import ModelError
 METHODS = ("int8", "nf4")
 
 
+@cache
 def bitsandbytes() -> ModuleType:
     """The library, imported without its note that an optional kernel is absent; peft imports it, too."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.time import time_on
 from base_model.train.trainer import WORKSPACE_BYTES, measured
+from base_model.train.workers import results
 
 COLUMNS = (
     "method", "checkpointing", "batch", "tokens", "peak_bytes", "share", "verdict", "hours_low", "hours_high",
@@ -68,6 +69,19 @@ class Step:
     peak: int
     costs: Counter[Any]
     half: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest `batch` that fits, or 1, and its `step`; `slope`, the bytes of one text more; `exact`, whether the
+    whole model was planned; `least`, the peak with one text, as proposed.
+    """
+
+    batch: int
+    step: Step
+    slope: float
+    exact: bool
+    least: float
 
 
 def place_of(gpu: str | None, memory: str | int | None) -> Place:
@@ -123,14 +137,26 @@ def recommend(
     require_whole("devices", devices)
     steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
     most = min(MOST_BATCH, max(steps, 1))
-    tried = [(method, checkpointing) for method in METHODS for checkpointing in (True, False)]
-    rows = []
+    tried = [
+        Search(config, place, method, checkpointing, tokens, devices, most)
+        for method in METHODS
+        for checkpointing in (True, False)
+    ]
+    rows: list[list[Any]] = []
+    told: set[str] = set()
     try:
-        for method, checkpointing in tqdm(
-            tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
+        for search, (found, warned) in tqdm(
+            results(outcome_of, tried),
+            "Planning",
+            len(tried),
+            delay=3,
+            leave=False,
+            disable=are_progress_bars_disabled(),
         ):
-            search = Search(config, place, method, checkpointing, tokens, devices, most)
-            rows.append(row_of(search, epoch))
+            rows.append(row_of(search, found, epoch))
+            for message in set(warned) - told:
+                warnings.warn(message, ModelWarning, stacklevel=3)
+            told.update(warned)
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -234,14 +260,23 @@ def verdict_of(peak: float, usable: int) -> str:
     return "fits" if needed(peak) <= usable else "tight"
 
 
-def row_of(search: Search, epoch: Callable[[int], float] | None) -> list[Any]:
-    """The cells of `COLUMNS` for one search; an architecture that this method cannot be planned for says why."""
-    try:
-        found = largest(search)
-    except ModelError as error:
+def outcome_of(search: Search) -> tuple[Found | ModelError, list[str]]:
+    """What is found, or why nothing is, and what was warned of on the way: all that another process can tell."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found: Found | ModelError = largest(search)
+        except ModelError as error:  # an architecture that this method cannot be planned for
+            found = error
+    return found, [str(one.message) for one in caught if issubclass(one.category, ModelWarning)]
+
+
+def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], float] | None) -> list[Any]:
+    """The cells of `COLUMNS` for one search."""
+    if isinstance(found, ModelError):
         nothing = [pd.NA, search.tokens, pd.NA, float("nan"), "not planned", float("nan"), float("nan")]
-        return _cells(search, nothing, str(error), pd.NA, float("nan"), pd.NA)
-    batch, step, slope, exact, least = found
+        return _cells(search, nothing, str(found), pd.NA, float("nan"), pd.NA)
+    batch, step, slope, exact, least = found.batch, found.step, found.slope, found.exact, found.least
     verdict = verdict_of(step.peak, search.place.usable)
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
@@ -256,15 +291,11 @@ def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: floa
     return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices, least]
 
 
-def largest(search: Search) -> tuple[int, Step, float, bool, float]:
-    """The largest batch that fits, its step, the bytes of one text more, whether the whole model was planned, and the
-    peak with one text, as proposed.
-
-    One where none fits: proposed only, since it is no batch to run.
-    """
+def largest(search: Search) -> Found:
+    """The largest batch that fits; where none does, one text, proposed only, since it is no batch to run."""
     one, usable = search.proposed(1), search.place.usable
     if needed(one, RESERVED_AT_BEST) > usable * SURE:
-        return 1, Step(int(one), Counter(), search.place.half), float("inf"), False, one
+        return Found(1, Step(int(one), Counter(), search.place.half), float("inf"), False, one)
     batch, slope = _proposal(search, one, usable / RESERVED)
     planned: dict[int, Step] = {}
     while batch not in planned and len(planned) < MOST_TRIES:
@@ -275,7 +306,7 @@ def largest(search: Search) -> tuple[int, Step, float, bool, float]:
         fitting = [size for size, step in planned.items() if step.peak <= usable / RESERVED]
         nearest = max(fitting, default=min(planned))
         batch = _within(nearest + int((usable / RESERVED - planned[nearest].peak) // slope), search.most)
-    return nearest, planned[nearest], slope, True, one
+    return Found(nearest, planned[nearest], slope, True, one)
 
 
 def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:

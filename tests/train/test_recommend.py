@@ -1,5 +1,7 @@
 """The answer: what fits, the largest batch of it, in an order that is stated."""
 
+import warnings
+
 import pandas as pd
 import pytest
 
@@ -22,14 +24,17 @@ def search_in(toy, usable, name="LoRA r16, all linear", tokens=64):
 
 def test_the_batch_fits_and_the_next_does_not(toy):
     search = search_in(toy, 200 << 20)
-    batch, step, _, planned, _ = room.largest(search)
+    found = room.largest(search)
+    batch, step, planned = found.batch, found.step, found.exact
     assert planned and batch > 1
     assert room.needed(step.peak) <= search.place.usable
     assert room.needed(search.plan(batch + 1).peak) > search.place.usable
 
 
 def test_what_does_not_fit_says_what_is_missing(toy):
-    row = dict(zip(room.COLUMNS, room.row_of(search_in(toy, 1 << 20), None), strict=True))
+    row = dict(
+        zip(room.COLUMNS, room.row_of(search := search_in(toy, 1 << 20), room.largest(search), None), strict=True)
+    )
     assert row["verdict"] == "does not fit"
     assert "misses" in row["why"] and "MiB" in row["why"]
 
@@ -169,7 +174,8 @@ def test_plans_of_the_whole_correct_a_proposal_far_too_high():
         proposed = staticmethod(lambda batch: 900.0 + batch)
         plan = staticmethod(step)
 
-    batch, found, slope, planned, _ = room.largest(Flat())
+    largest = room.largest(Flat())
+    batch, found, slope, planned = largest.batch, largest.step, largest.slope, largest.exact
     assert planned and batch == 10 and found == step(10) and slope == 50
 
 
@@ -191,3 +197,29 @@ def test_an_epoch_of_the_data_keeps_some_steps(toy, monkeypatch):
     assert set(table["batch"]) == {100 // room.FEWEST_STEPS}
     assert table["why"].str.contains("fewer than 16 steps").all()
     assert set(room.recommend(read_architecture(toy), place, 64, devices=4, examples=100)["batch"]) == {1}
+
+
+def test_searches_in_other_processes_find_the_same(toy, monkeypatch):
+    from base_model.train import workers
+
+    monkeypatch.setattr(room, "METHODS", METHODS[2:3] + METHODS[5:6])
+    monkeypatch.setattr(room, "MOST_BATCH", 2)
+    here = mt.recommend(toy, gpu="4090", tokens=32)
+    monkeypatch.setattr(workers, "ALONE_S", 0.0)
+    monkeypatch.setattr(workers, "count_workers", lambda: 2)
+    monkeypatch.setattr(room, "largest", None)  # so that no search can be made here
+    pd.testing.assert_frame_equal(mt.recommend(toy, gpu="4090", tokens=32), here)
+
+
+def test_what_a_search_warns_of_is_said_once(toy, monkeypatch):
+    def largest(_):
+        warnings.warn("half of it is a guess", mt.ModelWarning, stacklevel=1)
+        warnings.warn("of no interest", UserWarning, stacklevel=1)
+        raise mt.ModelError("it cannot be planned")
+
+    monkeypatch.setattr(room, "largest", largest)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = mt.recommend(toy, gpu="4090")
+    assert [str(one.message) for one in caught if one.category is not DeprecationWarning] == ["half of it is a guess"]
+    assert (table["why"] == "it cannot be planned").all() and (table["verdict"] == "not planned").all()
