@@ -94,10 +94,12 @@ def run_notebook(place: Path | str) -> Path:
     notebook = nbformat.read(_source(), as_version=4)
     model = place if isinstance(place, str) else str(_in_full(place))
     # Nobody watches: no progress bars, no time stamps that differ from run to run, streamed text as one output.
-    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # It runs here, where its data may be and its charts belong, and finds the code beside the notebook.
+    code = os.pathsep.join(filter(None, [str(NOTEBOOK.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": code}
     client = NotebookClient(
         notebook, timeout=None, record_timing=False, coalesce_streams=True, config=Config(KernelManager=_connection()),
-        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        resources={"metadata": {"path": str(Path.cwd())}},
         extra_arguments=[f"--IPKernelApp.extra_extensions={DRAWINGS}"],  # charts carry their SVG along
     )  # fmt: skip
     try:

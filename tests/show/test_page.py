@@ -67,6 +67,17 @@ def test_a_copy_to_work_in_is_made_anew_until_it_is_changed(notebook, tmp_path, 
     assert f"{copied} is as you left it" in capsys.readouterr().out
 
 
+def test_it_runs_where_we_are(notebook, tmp_path, monkeypatch):
+    """So that its charts lie beside its page, and the data is found."""
+    notebook("import os, neighbour; print(os.getcwd())")
+    (tmp_path / "neighbour.py").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = page.run_notebook(tmp_path / "model").absolute()
+    assert folder == tmp_path / "elsewhere" / "runs" / "model"
+    assert str(tmp_path / "elsewhere") in (folder / "report.html").read_text()
+
+
 def test_links_of_an_executed_notebook_lead_to_the_docs(notebook, tmp_path):
     notebook("# see [terms](docs/glossary.md)")
     folder = page.run_notebook(tmp_path / "model")
