@@ -137,6 +137,14 @@ def test_a_run_overwrites_nothing_of_the_user(notebook, toy, tmp_path, name, kin
     assert kind == "folder" or path.read_text() == "mine" == other.read_text()
 
 
+def test_cells_break_where_a_reader_would():
+    table = '<tr><td>1,200 tokens/s</td><td style="text-align:right">layers.0.self_attn.weight</td><td>a b. c</td></tr>'
+    name = '<td style="text-align:right">layers.<wbr>0.<wbr>self_attn.<wbr>weight</td>'
+    assert page.set_cells(table) == f'<tr><td class="short">1,200 tokens/s</td>{name}<td class="short">a b. c</td></tr>'
+    assert page.set_cells("<td>a sentence of words. Another one</td>") == "<td>a sentence of words. Another one</td>"
+    assert page.set_cells("<td>&lt;&lt;&lt;&lt;&lt;&lt;</td>").startswith('<td class="short">')
+
+
 def test_a_page_of_the_user_stays(notebook, tmp_path):
     notebook("print(1)")  # a notebook in this folder; it need not run
     (tmp_path / "report.html").write_text("mine")
