@@ -98,6 +98,8 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     import torch
 
     device, dtype = place
+    if group["share"].max() > 1:
+        return too_low(group.iloc[0])
     bandwidth, width = group["bandwidth_gib_s"].iloc[0], getattr(torch, dtype).itemsize
     models = " and ".join(f"{bandwidth * 2**30 / (count * width):.2g} for {name}" for name, count in SIZES.items())
     low, high = (f"{share:.0%}" for share in (group["share"].min(), group["share"].max()))
@@ -112,4 +114,12 @@ def noisy(noise: float) -> str:
     """A sentence on how far to trust a measured bandwidth, by its `spread`; nothing where it is steady."""
     if noise < NOISY:
         return ""
-    return f" The measurement was noisy: half its rounds took {noise:.0%} longer than the best one, or more."
+    return f" The measurement was noisy: its median round took {noise:.0%} longer than the best."
+
+
+def too_low(row: pd.Series) -> str:
+    """What to say where a run was faster than its limit."""
+    return (
+        f"The memory bandwidth of {row['device']} was measured too low, {row['bandwidth_gib_s']:.3g} GiB/s: a run was "
+        f"faster than that allows. Measure again when nothing else runs."
+    )

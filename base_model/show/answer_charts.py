@@ -11,6 +11,7 @@ from base_model.show.charts import (
     MUTED,
     NEUTRAL,
     PAPER,
+    PLATE,
     WIDE,
     WIDTH,
     bars,
@@ -85,6 +86,7 @@ def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
     ax.set_xlim(0, table["memory"].max() * 1.05)
     ax.yaxis.set_major_formatter("{x:,.10g}")
     mark_cards(ax)
+    _mark_room(ax, table)
     named = table.sort_values("speed", kind="stable").drop_duplicates("method", keep="last")
     heights = spread((named["speed"] / ax.get_ylim()[1]).tolist(), GAP)
     place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
@@ -93,6 +95,17 @@ def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
         known = "" if pd.isna(row.accuracy) else f" ({row.accuracy:.3f})"
         words = f"{row.method}{known}" + ("" if row.verdict in RUNS else ", does not fit")
         ax.annotate(words, (row.memory, row.speed), xytext=(1.03, height), arrowprops=thread, **place)
+
+
+def _mark_room(ax: "Axes", table: pd.DataFrame) -> None:
+    """The highest peak that fits this place, where the table tells it."""
+    if not {"peak_bytes", "share"}.issubset(table):
+        return
+    for row in table.dropna(subset=["peak_bytes", "share"]).head(1).itertuples():
+        room = float(row.peak_bytes) / float(row.share) / GIB
+        ax.axvline(room, color=INK, linewidth=1.2, zorder=1)
+        beside: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "bbox": PLATE}
+        ax.annotate(f"fits up to {room:.1f} GiB", (room, 0.5), xytext=(-4, 0), ha="right", rotation=90, **beside)
 
 
 def _pair(ax: "Axes", pair: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
@@ -138,14 +151,15 @@ def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     cells = zip(map(hours_in_words, low, high), table["verdict"], strict=True)
     label_bars(ax, high, [f"{time}, {verdict}" for time, verdict in cells])
     title(ax, _pace(whole))
-    subtitle(ax, "Time for a million tokens on each card, with its range (grey: the step does not fit)")
+    unfit = "" if whole["verdict"].isin(RUNS).all() else " (grey: the step does not fit)"
+    subtitle(ax, f"Time for a million tokens on each card, with its range{unfit}")
     ax.set(xlabel=f"hours per million tokens{', log scale' * (ax.get_xscale() == 'log')}")
     return ax
 
 
 def _pace(table: pd.DataFrame) -> str:
-    """The fastest card that has the memory."""
-    runs = table[table["verdict"].isin(RUNS)].sort_values("hours_per_million", kind="stable").head(1)
+    """The first card that has the memory: the one that was asked for, if it has."""
+    runs = table[table["verdict"].isin(RUNS)].head(1)
     if runs.empty:
         return "This step fits none of the cards" if len(table) else "No cards"
     time = hours_in_words(*(ends.iloc[0] for ends in million_range(runs)))

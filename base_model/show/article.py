@@ -110,7 +110,8 @@ def _number_outputs(notebook: Any, model: str) -> None:
                 tables += 1
                 scrolls = "always" if columns > WIDER else "narrow" if columns > WIDE else ""
                 short = data["text/markdown"].count("\n") <= ONE_PAGE
-                output.metadata.update({"table": tables, "scrolls": scrolls, "short": short})
+                about = {"table": tables, "caption": cell.metadata.get("caption", "")}
+                output.metadata.update({**about, "scrolls": scrolls, "short": short})
 
 
 def _figure(data: Any, cell: Any, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from base_model.show.charts import (
     COLOURS,
     INK,
     MOST_ROWS,
+    MUTED,
     NEUTRAL,
     PAPER,
     PLATE,
@@ -103,8 +104,11 @@ def _name_lines(ax: "Axes") -> None:
     *lines, limit = ((str(line.get_label()), list(map(float, line.get_ydata()))) for line in ax.get_lines())  # type: ignore[arg-type]
     ends = sorted((heights[-1], name) for name, heights in lines if heights)
     places = spread([(math.log(end) - low) / (high - low) for end, _ in ends], 0.07)
-    for (_, name), place in zip(ends, places, strict=True):
-        ax.annotate(name, (1.02, place), xycoords="axes fraction", va="center", annotation_clip=False)
+    right = max(list(map(float, line.get_xdata()))[-1] for line in ax.get_lines()[:-1])  # type: ignore[arg-type]
+    thread = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
+    for (end, name), place in zip(ends, places, strict=True):
+        where: dict[str, Any] = {"xytext": (1.04, place), "textcoords": "axes fraction", "va": "center"}
+        ax.annotate(name, (right, end), arrowprops=thread, annotation_clip=False, **where)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate(limit[0], (0.02, limit[1][0]), xytext=(0, 4), bbox=PLATE, **beside)
 
@@ -119,19 +123,18 @@ def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     bars(ax, trainable, color=[method_colour(name) for name in plan["adapter"]])
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
-    title(ax, _fewest(whole))
-    subtitle(ax, "Trainable parameters of each adapter, with their share of all and the size of the file")
+    title(ax, _largest_adapter(whole))
+    subtitle(ax, "Parameters that each adapter trains, their share of model and adapter together, and its file")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
 
 
-def _fewest(plan: pd.DataFrame) -> str:
+def _largest_adapter(plan: pd.DataFrame) -> str:
     known = plan.dropna(subset="trainable").sort_values("trainable", kind="stable")
-    if len(known) < 2 or not known["trainable"].iloc[0]:
+    if known.empty:
         return "Trainable parameters"
-    few, most = known.iloc[0], known.iloc[-1]
-    times = most["trainable"] / few["trainable"]
-    return f"{visible(few['adapter'])} trains {times:,.0f} times fewer parameters than {visible(most['adapter'])}"
+    most = known.iloc[-1]
+    return f"No adapter trains more than {most['share']:.2%} of the parameters ({visible(most['adapter'])})"
 
 
 def _adapter_label(row: Any) -> str:
@@ -244,7 +247,7 @@ def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     peaks = ladder["peak_bytes"].astype("Float64").fillna(0).astype(float) / GIB
     bars(ax, peaks, color=[INK if start else NEUTRAL for start in ladder.index == 0])
     if len(peaks):
-        ax.axvline(peaks.get(0, 0), color=INK, linestyle="--", linewidth=1)
+        ax.axvline(peaks.get(0, 0), color=INK, linestyle="--", linewidth=1, zorder=0)  # below the labels
     name_rows(ax, ladder["change"])
     label_bars(ax, peaks, [_change_label(row) for row in ladder.itertuples()])
     known = ladder["difference_bytes"].dropna()
@@ -253,10 +256,18 @@ def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     title(ax, f"{_capital(best)} saves most" if best else "No change saves memory")
     subtitle(
         ax,
-        "The peak of a training step after one change each, beside that of TRL's defaults (dashed line)",
+        f"The peak of a step after one change each{_size_of(ladder)}, and against TRL's defaults (dashed line)",
     )
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
+
+
+def _size_of(ladder: pd.DataFrame) -> str:
+    """The first row's batch and length, where the table has them."""
+    start = ladder[ladder.index == 0]
+    if start.empty or not {"batch", "tokens"}.issubset(ladder):
+        return ""
+    return f", from {start['batch'].iloc[0]} x {start['tokens'].iloc[0]:,} tokens"
 
 
 def _capital(words: Any) -> str:
@@ -269,5 +280,4 @@ def _change_label(row: Any) -> str:
         return "n/a"
     if pd.isna(row.difference_bytes):
         return format_bytes(row.peak_bytes)
-    sign, difference = ("+" if row.difference_bytes > 0 else "-"), format_bytes(abs(row.difference_bytes))
-    return format_bytes(row.peak_bytes) + (f" ({sign}{difference})" if row.difference_bytes else "")
+    return format_bytes(row.peak_bytes) + (f" ({row.difference_bytes / GIB:+.2f})" if row.difference_bytes else "")

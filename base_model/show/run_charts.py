@@ -71,10 +71,18 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, limits["method"] + ", " + limits["device"] + ", " + limits["dtype"])
     label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
     shares = limits["share"].dropna()
-    title(ax, f"Decoding reaches {shares.max():.0%} of what memory allows" if len(shares) else "No limit is known")
+    title(ax, _reach(shares.max()))
     subtitle(ax, "Tokens per second of each run, and as many as the memory's bandwidth could feed (dashed frame)")
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax
+
+
+def _reach(share: float) -> str:
+    if pd.isna(share):
+        return "No limit is known"
+    if share > 1:  # a run cannot be faster: other programs took their part while memory was measured
+        return "The bandwidth was measured too low to be a limit"
+    return f"Decoding reaches {share:.0%} of what memory allows"
 
 
 def _limit_label(run: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from base_model import ModelError, format_bytes, format_count, format_share
-from base_model.train.recommend import RULE
+from base_model.train.recommend import RESERVED, RESERVED_AT_BEST, RULE
 
 RUNS = ("fits", "tight")
 HOUR, MINUTE = 3600, 60
@@ -29,15 +29,17 @@ def in_words(table: pd.DataFrame | None) -> str:
 def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
     """The better row of each method of `recommend`, best first, in the columns that one decides by, as text.
 
-    Columns: `method`, `checkpointing`, `batch`, `peak_bytes`, `speed`, `one epoch`, `accuracy`, `verdict`.
+    Columns: `method` (with checkpointing, where it has it), `verdict`, `peak_bytes`, `batch`, `one epoch`, `speed`,
+    `accuracy`.
     """
     best = recommendation.drop_duplicates("method").head(rows)
-    table = best[["method", "checkpointing", "batch", "peak_bytes"]].copy()
+    table = best[["method", "verdict", "peak_bytes", "batch"]].copy()
+    table["method"] += best["checkpointing"].map({True: ", checkpointing", False: ""})
+    table["one epoch"] = list(map(hours_in_words, best["hours_low"], best["hours_high"]))
     speeds = best["tokens_per_s"]
     table["speed"] = ["n/a" if pd.isna(speed) else f"{_round(speed)} tokens/s" for speed in speeds]
-    table["one epoch"] = list(map(hours_in_words, best["hours_low"], best["hours_high"]))
     table["accuracy"] = ["n/a" if pd.isna(known) else f"{known:.3f}" for known in best["accuracy"]]
-    return table.assign(verdict=best["verdict"]).reset_index(drop=True)
+    return table.reset_index(drop=True)
 
 
 def hours_in_words(low: float, high: float) -> str:
@@ -65,12 +67,23 @@ def _on_answer(table: pd.DataFrame) -> str:
     how = "with" if best["checkpointing"] else "without"
     epoch = hours_in_words(best["hours_low"], best["hours_high"])
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
-    texts = "text" if best["batch"] == 1 else "texts"
-    size = f"{best['batch']:,} {texts} of up to {best['tokens']:,} tokens"
+    size = f"{_count(best['batch'], 'text')} of up to {best['tokens']:,} tokens"
     return (
-        f"Start with {best['method']}, {how} checkpointing: {size} "
-        f"at a time peak at {format_bytes(best['peak_bytes'])}.{time} The order: {RULE[0].lower()}{RULE[1:]}"
+        f"Start with {best['method']}, {how} checkpointing: a batch of {size} peaks at "
+        f"{format_bytes(best['peak_bytes'])}. {best['why']}{time}{_beyond(table)} {RULE}"
     )
+
+
+def _beyond(table: pd.DataFrame) -> str:
+    """The methods that fit in no way, and by how much they miss."""
+    rest = table[~table["method"].isin(table.loc[table["verdict"].isin(RUNS), "method"])]
+    rest = rest[rest["verdict"] == "does not fit"].drop_duplicates("method")  # ranked: what misses least
+    if rest.empty:
+        return ""
+    beyond = rest["peak_bytes"].astype(float) * (RESERVED_AT_BEST - RESERVED / rest["share"])
+    misses = zip(rest["method"], beyond, strict=True)
+    each = ", ".join(f"{method} ({format_bytes(int(size))} too much)" for method, size in misses)
+    return f" {'These do' if len(rest) > 1 else 'This does'} not fit: {each}."
 
 
 def _on_files(files: pd.DataFrame) -> str:
@@ -156,12 +169,13 @@ def _on_ladder(ladder: pd.DataFrame) -> str:
     known = ladder.dropna(subset="difference_bytes").iloc[1:].sort_values("difference_bytes", kind="stable")
     if known.empty:
         return f"No step can be planned. {_note(ladder)}"
-    start = f"From {format_bytes(int(ladder['peak_bytes'].iloc[0]))} by TRL's defaults"
-    best, worst = known.iloc[0], known.iloc[-1]
-    saves = f"{best['change']} saves most ({format_bytes(-best['difference_bytes'])})"
-    costs = f"{worst['change']} costs most ({format_bytes(worst['difference_bytes'])})"
-    ends = ([saves] if best["difference_bytes"] < 0 else []) + ([costs] if worst["difference_bytes"] > 0 else [])
-    return f"{start}, {' and '.join(ends) or 'no change matters'}."
+    first, best, worst = ladder.iloc[0], known.iloc[0], known.iloc[-1]
+    size = f"{first['batch']} x {first['tokens']:,} tokens" if {"batch", "tokens"}.issubset(ladder) else "a step"
+    start = f"With TRL's defaults, {size} peak at {format_bytes(int(first['peak_bytes']))}"
+    saves = f"{best['change']} saves most, down to {format_bytes(int(best['peak_bytes']))}"
+    adds = f"{worst['change']} adds most, up to {format_bytes(int(worst['peak_bytes']))}"
+    ends = ([saves] if best["difference_bytes"] < 0 else []) + ([adds] if worst["difference_bytes"] > 0 else [])
+    return f"{start}; {', and '.join(ends) or 'no change matters'}."
 
 
 def _note(table: pd.DataFrame) -> str:
@@ -175,7 +189,7 @@ def _on_gpus(cards: pd.DataFrame) -> str:
     times = map(hours_in_words, *million_range(cards))
     cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
     each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
-    return f"A million tokens take {', '.join(each)}. {_dominant(cards.iloc[0])}"
+    return f"With LoRA on all linear layers, a million tokens take {', '.join(each)}. {_dominant(cards.iloc[0])}"
 
 
 def _on_time(plan: pd.DataFrame) -> str:
@@ -186,7 +200,7 @@ def _on_time(plan: pd.DataFrame) -> str:
 
 # What a step's time goes into, and what shortens it.
 SHORTER = {
-    "compute_s": ("computing", "A card that computes more per second would shorten it, and so would fewer tokens."),
+    "compute_s": ("computing", "A card that computes more per second would shorten it."),
     "memory_s": ("moving bytes to and from memory", "A card with more bandwidth would shorten it."),
     "launch_s": ("starting operations from Python", "A larger batch would use the card better."),
 }
@@ -212,8 +226,7 @@ def _on_runs(runs: pd.DataFrame) -> str:
     best, noise = ranked.iloc[0], max(ranked["spread"].max(), 0.02)
     close = len(ranked) > 1 and ranked["tokens_per_s"].iloc[1:].max() > best["tokens_per_s"] * (1 - noise)
     place = f"{best['method']} on {best['device']} makes {_round(best['tokens_per_s'])} tokens/s"
-    rest = "and none is clearly faster: they differ by less than one method's own runs" if close else "the fastest here"
-    return f"{place}, {rest}."
+    return f"{place}; the runs vary too much to name a winner." if close else f"{place}, the fastest here."
 
 
 def _count(number: int, what: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from base_model import format_bytes, format_count, format_share, visible
 from base_model.plan.machine import this_machine
-from base_model.run.limits import noisy
+from base_model.run.limits import noisy, too_low
 from base_model.run.timing import Generation
 from base_model.show.sentences import in_words
 
@@ -93,7 +93,7 @@ def _in_words(column: str, value: Any) -> str:
     if column in ("share", "spread") or column.endswith("_share"):
         return format_share(value)
     if column == "difference":
-        return f"{value:+.1%}" if value else "none"
+        return f"{value:+.1%}" if abs(value) >= 0.0005 else "none" if not value else "0.0%"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -315,12 +315,16 @@ def _on_fastest(runs: pd.DataFrame) -> str:
     close = ranked.iloc[1:][ranked["tokens_per_s"].iloc[1:] > best["tokens_per_s"] * (1 - noise)]
     where = f"{best['method']} on {escape(best['device'])} in {best['dtype']}"
     others = ", ".join(f"{run.method} on {escape(run.device)}" for run in close.itertuples())
-    verdict = f", no clear winner over {others}: that is within the spread of the runs" if others else ""
-    return f"**Fastest.** {where}, {_figure(best['tokens_per_s'])} tokens/s{verdict}."
+    place = f"{where}, {_figure(best['tokens_per_s'])} tokens/s"
+    if others:
+        return f"**Speed.** {place}, but {others} is within the spread of the runs: there is no winner."
+    return f"**Fastest.** {place}."
 
 
 def _on_limit(limits: pd.DataFrame) -> str:
     best = limits.loc[limits["share"].idxmax()]
+    if best["share"] > 1:
+        return f"**The limit.** {too_low(best)}"
     return (
         f"**The limit.** {escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
         f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "

@@ -17,6 +17,7 @@ from base_model.text.tame import SAMPLE, faults_in_words, in_child, require_plai
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SETTINGS = "generation_config.json"
+MOST_FREE = 2_000, 0.1  # rows, and their share: models round their number up, by less than 2% where we looked
 _VOCABULARY = re.compile(r"\.(model|tiktoken|spm|vocab|bpe)$|^(vocab|merges|tokenizer\.model)")
 
 
@@ -143,6 +144,8 @@ def _rows(rows: int | None, ids: list[int]) -> str:
     what = "tokens" if needed == len(ids) else "ids"
     if rows == needed:
         return f"{rows:,}: one for each {what[:-1]}"
+    if rows - needed > max(MOST_FREE[0], MOST_FREE[1] * rows):
+        return f"{rows:,}: MISMATCH?, {rows - needed:,} have no token: is this the model's own tokenizer?"
     if rows > needed:
         return f"{rows:,}: {rows - needed:,} more than {what}, free for tokens of your own"
     without = sum(number >= rows for number in ids)

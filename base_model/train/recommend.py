@@ -30,8 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
 RULE = (
-    "What fits stands first; of that, methods whose published accuracy is within 0.05 of the best before the others; "
-    "then the faster."
+    "The order: methods that fit first; of these, the ones within 0.05 of the best published accuracy; then the faster."
 )
 # Reserved over allocated memory, in 69 runs on a T4 with sdpa (fitcheck-llm): 1.04 to 1.25, mostly below 1.10.
 RESERVED, RESERVED_AT_BEST = 1.10, 1.04
@@ -367,7 +366,9 @@ def _why(search: Search, step: Step, batch: int, verdict: str, exact: bool) -> s
         missing = format_bytes(int(needed(step.peak, RESERVED_AT_BEST) - search.place.usable))
         return f"One text of {search.tokens:,} tokens misses {missing}" + ("." if exact else ", at least.")
     more = _why_no_more(search.most) if batch == search.most else ""
-    return f"Needs {need} of {usable}, with {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
+    return (
+        f"It needs {need} of {usable}, with the {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
+    )
 
 
 def depths_of(config: Any) -> tuple[int, int]:
@@ -402,7 +403,7 @@ def _is_per_layer(value: Any, depth: int) -> bool:
 def _why_no_more(most: int) -> str:
     if most == MOST_BATCH:
         return f" {MOST_BATCH} texts are the most that are tried."
-    return f" With more than {most}, an epoch of your data would have fewer than {FEWEST_STEPS} steps."
+    return f" More than {most} at a time would leave fewer than {FEWEST_STEPS} steps in an epoch of your data."
 
 
 def shallow(config: Any, layers: int) -> Any:

@@ -157,9 +157,20 @@ def test_a_noisy_measurement_says_so(run, toy, monkeypatch):
     for noise, told in [(0.1, False), (0.4, True)]:
         monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place, noise=noise: (2.0**30, noise))
         words = mt.limits_in_words(mt.speed_limit([run]))
-        assert ("was noisy: half its rounds took 40% longer" in words) == told
+        assert ("was noisy: its median round took 40% longer" in words) == told
         short = mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), mt.compare_runs([run]), mt.speed_limit([run]))
         assert ("was noisy" in short) == told
+
+
+def test_a_run_faster_than_its_limit_shows_that_this_was_measured_too_low(run, toy, monkeypatch):
+    monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place: (2.0**30, 0.0))
+    run = replace(run, tokens_per_s=5.0, bytes_per_token=2.0**28)
+    table = mt.speed_limit([run])
+    words = "bandwidth of cpu was measured too low, 1 GiB/s: a run was faster"
+    assert words in mt.limits_in_words(table)
+    assert words in mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), mt.compare_runs([run]), table)
+    assert "too low" in mt.plot_limits(table).get_title(loc="left")
+    assert "too low" not in mt.limits_in_words(mt.speed_limit([replace(run, tokens_per_s=4.0)]))
 
 
 def test_a_model_on_several_devices_has_no_limit(run, monkeypatch):

@@ -174,8 +174,10 @@ def test_a_title_tells_of_all_rows_and_not_only_of_those_drawn():
     assert "10,000 in all" in " ".join(text.get_text() for text in storage.texts)
     assert mt.format_count(whole) in mt.plot_parameters(*tables[mt.plot_parameters]).get_title(loc="left")
     assert "10000 layers of 0 to 9,999 each" in mt.plot_layers(*tables[mt.plot_layers]).get_title(loc="left")
-    fewest = tables[mt.plot_adapters][0].assign(trainable=range(1, MANY + 1))
-    assert "10,000 times fewer" in mt.plot_adapters(fewest).get_title(loc="left")
+    grown = tables[mt.plot_adapters][0].assign(
+        trainable=range(1, MANY + 1), share=[n / 1e5 for n in range(1, MANY + 1)]
+    )
+    assert "no adapter trains more than 10.00%" in mt.plot_adapters(grown).get_title(loc="left").lower()
 
 
 def test_a_layer_that_claims_to_be_the_billionth_takes_no_memory():

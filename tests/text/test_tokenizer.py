@@ -69,7 +69,14 @@ def test_tokens_per_word_of_a_text_of_ones_own(toy):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"), [(320, "320: 60 more than tokens"), (250, "250: MISMATCH, 10 tokens"), (None, "not known")]
+    ("rows", "words"),
+    [
+        (320, "320: 60 more than tokens, free"),
+        (2_260, "2,260: 2,000 more than tokens, free"),
+        (2_261, "2,261: MISMATCH?, 2,001 have no token: is this the model's own tokenizer?"),
+        (250, "250: MISMATCH, 10 tokens"),
+        (None, "not known"),
+    ],
 )
 def test_the_embeddings_rows_are_held_against_the_vocabulary(rows, words, copy):
     folder = copy()
