@@ -227,6 +227,14 @@ def test_ctrl_c_and_a_fault_end_the_other_calls():
     assert ended.wait(5)
 
 
+@pytest.mark.parametrize(("connections", "calls", "most"), [(2, 6, 2), (8, 3, 3)])
+def test_no_more_calls_at_once_than_connections(connections, calls, most, monkeypatch):
+    started, real = [], threading.Thread
+    monkeypatch.setattr(limits.threading, "Thread", lambda **it: started.append(it) or real(**it))
+    assert limits.side_by_side([dict] * calls, connections) == [{}] * calls
+    assert len(started) == most
+
+
 def test_answers_come_in_the_order_of_their_calls():
     calls = [lambda n=n: time.sleep(0.05 * (4 - n)) or n for n in range(4)]
     assert limits.side_by_side(calls, 4) == limits.side_by_side(calls, 1) == [0, 1, 2, 3]

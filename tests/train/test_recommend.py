@@ -9,6 +9,7 @@ import model_tools as mt
 from base_model.architecture.config import read_architecture
 from base_model.train import recommend as room
 from base_model.train.methods import METHODS, method_of
+from base_model.train.published import LLAMA_3_2_3B
 from tests.folders import write_toy
 
 
@@ -31,12 +32,15 @@ def test_the_batch_fits_and_the_next_does_not(toy):
     assert room.needed(search.plan(batch + 1).peak) > search.place.usable
 
 
-def test_what_does_not_fit_says_what_is_missing(toy):
+@pytest.mark.parametrize(("sure", "end"), [(room.SURE, "MiB, at least."), (float("inf"), "MiB.")])
+def test_what_does_not_fit_says_what_is_missing(toy, monkeypatch, sure, end):
+    """A few layers propose a lower bound; a plan of the whole tells what is missing."""
+    monkeypatch.setattr(room, "SURE", sure)
     row = dict(
         zip(room.COLUMNS, room.row_of(search := search_in(toy, 1 << 20), room.largest(search), None), strict=True)
     )
     assert row["verdict"] == "does not fit"
-    assert "misses" in row["why"] and "MiB" in row["why"]
+    assert "misses" in row["why"] and row["why"].endswith(f" {end}")
 
 
 def test_a_few_layers_propose_what_the_whole_takes():
@@ -107,6 +111,23 @@ def test_where_nothing_fits_the_nearest_thing_is_named(toy, monkeypatch):
     assert "such cards" in nothing["why"][0] and "smaller model" in nothing["why"][0]
     shorter = room.recommend(read_architecture(toy), room.Place("a card", 48 << 20, None), 512)
     assert "tokens it would fit" in shorter["why"][0], shorter[["peak_bytes", "why"]].to_string()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (128, "With texts of 64 tokens it would fit."),
+        (127, "about 12 such cards could share it (devices=12), or a smaller model of the family would, of some 1.3 b"),
+    ],
+)
+def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
+    """Four cards of 11 GiB for a peak of 25 GiB on each, 2.5 times as much with what is reserved."""
+    from transformers import LlamaConfig
+
+    monkeypatch.setattr(room.Search, "proposed", lambda *_: 0.0)
+    row = {"method": METHODS[5].name, "checkpointing": True, "tokens": tokens, "devices": 4, "peak_bytes": 25 * 2**30}
+    place = room.Place("a card", 11 * 2**30, None)
+    assert words in room._nearest(LlamaConfig(**LLAMA_3_2_3B), place, pd.Series(row))
 
 
 @pytest.mark.parametrize(("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**33, 2**33)])
