@@ -1,12 +1,16 @@
 """Tokenizers that would hang, fill the memory or fail in ways of their own are told, soon and in words."""
 
 import json
+import re
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import model_tools as mt
+from base_model.text import measure
 from tests.folders import toy_tokenizer
 
 
@@ -69,6 +73,19 @@ def test_a_bomb_is_refused_soon(bomb, folder):
     else:
         assert not words
     assert time.process_time() - start < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS refuses such a limit")
+def test_the_work_has_4_gib_beyond_what_its_process_has(monkeypatch):
+    import resource
+
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, *limits)))
+    measure._limit_memory()
+    taken = int(re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    ((kind, soft, hard),) = asked
+    assert kind == resource.RLIMIT_AS
+    assert soft == hard == pytest.approx(taken + 4 * 2**30, abs=2**26)
 
 
 def test_a_bomb_in_ones_own_text_is_refused(folder):
