@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import model_tools as mt
-from base_model.text import measure
+from base_model.text import measure, tame
 from tests.folders import toy_tokenizer
 
 
@@ -103,6 +103,23 @@ def test_tokens_without_end_in_the_settings(name, folder):
     change(folder, "tokenizer_config.json", **{name: dict(enumerate(tokens)) if "decoder" in name else tokens})
     with pytest.raises(mt.ModelError, match="60,000"):
         mt.describe_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("held", "most"),
+    [
+        (lambda items: {"model": {"vocab": items}}, 1_000_000),
+        (lambda items: {"model": {"merges": items}}, 1_000_000),
+        (lambda items: {"added_tokens": items}, 50_000),
+        (lambda items: {"added_tokens_decoder": items}, 50_000),
+        (lambda items: {"extra_special_tokens": items}, 50_000),
+        (lambda items: {"additional_special_tokens": items}, 50_000),
+    ],
+)
+def test_as_many_tokens_as_may_be(held, most):
+    tame._require_few("tokenizer.json", held([0] * most))
+    with pytest.raises(mt.ModelError, match=f"at most {most:,} may be"):
+        tame._require_few("tokenizer.json", held([0] * (most + 1)))
 
 
 def test_a_word_that_is_not_known_is_told(folder):
