@@ -106,6 +106,7 @@ FINE = [
     {**PAGE, "safetensors": {"parameters": {"\x1b[31mF32": 1}, "total": -5}},
     {**PAGE, "cardData": {"license": ["\x1b]0;title\x07", {}]}, "gated": "\x1b[2J"},
     {**PAGE, "siblings": [{**FILE, "size": None}]},
+    {**PAGE, "siblings": [FILE] * 20_000},
 ]
 
 

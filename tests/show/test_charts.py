@@ -82,7 +82,7 @@ def test_bars_have_the_room_that_short_names_leave(tensors):
 
 
 @pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
-@pytest.mark.parametrize("count", [1, 3, 30, 300])
+@pytest.mark.parametrize("count", [1, 3, 30, 200, 201])
 def test_few_rows_are_low_and_many_have_room_for_their_names(count, width, monkeypatch):
     monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
     files = long_tables(count)[mt.plot_storage][0]
@@ -92,7 +92,8 @@ def test_few_rows_are_low_and_many_have_room_for_their_names(count, width, monke
     ax.figure.draw_without_rendering()
     names = [text.get_window_extent() for text in ax.texts if text.get_gid() == "name"]
     ends = sorted((box.y0, box.y1) for box in names or (one.get_window_extent() for one in ax.get_yticklabels()))
-    assert len(ends) == min(count, charts.MOST_ROWS)
+    assert len(ends) == min(count, 200)
+    assert any(text.startswith("the first") for text in texts(ax)) == (count == 201)
     assert all(one[1] <= other[0] for one, other in pairwise(ends))
 
 
@@ -106,6 +107,18 @@ def test_a_legend_is_clear_of_the_axis_and_fits_its_width(tensors, width, most, 
         assert legend._ncols == min(most, len(legend.get_texts())) and not legend.get_frame_on()
         assert box.y1 < ax.xaxis.label.get_window_extent().y0
         assert ax.figure.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
+def test_names_of_cards_do_not_meet(width, monkeypatch):
+    monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
+    ax = mt.plot_training(all_parts().assign(weights_bytes=80 * G))
+    ax.figure.draw_without_rendering()
+    assert [line.get_xdata()[0] for line in ax.lines] == [card for card in charts.CARDS if card <= ax.get_xlim()[1]]
+    names = [text for text in ax.texts if text.get_gid() == "card"]
+    assert names[0].get_text() == "8 GiB" and len(names) >= 3
+    boxes = sorted((box.x0, box.x1) for box in (name.get_window_extent() for name in names))
+    assert all(one[1] < other[0] for one, other in pairwise(boxes))
 
 
 def all_parts():

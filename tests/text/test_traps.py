@@ -75,6 +75,14 @@ def test_a_bomb_is_refused_soon(bomb, folder):
     assert time.process_time() - start < 5
 
 
+def test_the_work_has_5_seconds_and_more_for_long_rows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure.signal, "setitimer", lambda *given: asked.append(given))
+    for characters in (0, 100_000):
+        measure._limit_time(characters)
+    assert asked == [(measure.signal.ITIMER_PROF, 5.0), (measure.signal.ITIMER_PROF, 7.0)]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS refuses such a limit")
 def test_the_work_has_4_gib_beyond_what_its_process_has(monkeypatch):
     import resource

@@ -130,15 +130,34 @@ def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
     assert words in room._nearest(LlamaConfig(**LLAMA_3_2_3B), place, pd.Series(row))
 
 
-@pytest.mark.parametrize(("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**33, 2**33)])
+@pytest.mark.parametrize(
+    ("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**20, 2**20), ("1024 TiB", 2**50)]
+)
 def test_a_memory_is_read(memory, size):
     assert room.bytes_of(memory) == size
 
 
-@pytest.mark.parametrize("memory", [0, -1, "much", "24 parsecs", True, "1e400GB", None, "nan GiB"])
+@pytest.mark.parametrize(
+    "memory", [0, -1, 2**20 - 1, "1025 TiB", "much", "24 parsecs", True, "1e400GB", None, "nan GiB"]
+)
 def test_what_is_no_memory_is_refused(memory):
     with pytest.raises(mt.ModelError, match="24GiB"):
         room.bytes_of(memory)
+
+
+@pytest.mark.parametrize(
+    ("usable", "verdict"), [(1039, "does not fit"), (1040, "tight"), (1099, "tight"), (1100, "fits")]
+)
+def test_a_verdict_leaves_what_the_allocator_reserves(usable, verdict):
+    assert room.verdict_of(1000, usable) == verdict
+
+
+@pytest.mark.parametrize(("room_for", "longest"), [(63, None), (64, 64), (200, 192), (600, 512)])
+def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_for, longest):
+    """Four texts of 64 tokens are there, and each token takes a KiB; the toy has 512 positions."""
+    search = search_in(toy, int((2**30 + 1 + (room_for - 4 * 64) * 1024) * room.RESERVED))
+    found = room._longest(search, 4, room.Step(2**30, room.Counter(), False), 64 * 1024.0)
+    assert pd.isna(found) if longest is None else found == longest
 
 
 def test_what_error_correction_and_the_driver_hold_is_not_usable():
