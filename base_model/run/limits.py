@@ -104,11 +104,12 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     reach = low if low == high else f"{low} to {high}"
     return (
         f"On {device} the runs reach {reach} of the limit set by {bandwidth:.3g} GiB/s of memory bandwidth. "
-        f"In {dtype} that limit, in tokens/s, is {models} parameters.{_noisy(group['spread'].iloc[0])}"
+        f"In {dtype} that limit, in tokens/s, is {models} parameters.{noisy(group['spread'].iloc[0])}"
     )
 
 
-def _noisy(noise: float) -> str:
+def noisy(noise: float) -> str:
+    """A sentence on how far to trust a measured bandwidth, by its `spread`; nothing where it is steady."""
     if noise < NOISY:
         return ""
     return f" The measurement was noisy: half its rounds took {noise:.0%} longer than the best one, or more."

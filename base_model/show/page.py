@@ -3,8 +3,10 @@
 import base64
 import copy
 import hashlib
+import html
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from base_model.show.saving import reason, write_whole
 NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
 RUNS = Path("runs")
 PAGE = "report.html"
+DOT = re.compile(r"(?<=\w)\.(?=\w)")
+SHORT = 16  # letters of a cell: "1,200 tokens/s", "(128256, 3072)"
 WRITTEN = ".written.json"  # in the folder of a run: {file: SHA-256} of what this module wrote there
 
 
@@ -94,10 +98,12 @@ def run_notebook(place: Path | str) -> Path:
     notebook = nbformat.read(_source(), as_version=4)
     model = place if isinstance(place, str) else str(_in_full(place))
     # Nobody watches: no progress bars, no time stamps that differ from run to run, streamed text as one output.
-    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # It runs here, where its data may be and its charts belong, and finds the code beside the notebook.
+    code = os.pathsep.join(filter(None, [str(NOTEBOOK.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"MODEL": model, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": code}
     client = NotebookClient(
         notebook, timeout=None, record_timing=False, coalesce_streams=True, config=Config(KernelManager=_connection()),
-        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        resources={"metadata": {"path": str(Path.cwd())}},
         extra_arguments=[f"--IPKernelApp.extra_extensions={DRAWINGS}"],  # charts carry their SVG along
     )  # fmt: skip
     try:
@@ -138,10 +144,22 @@ def _page_of(executed: Any, path: Path) -> bytes:
     exporter = HTMLExporter(
         template_name="report_page", extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
-        filters={"as_base64": _as_base64},
+        filters={"as_base64": _as_base64, "set_cells": set_cells},
     )  # fmt: skip
-    html, _ = exporter.from_notebook_node(article(copy.deepcopy(executed), about["model"]), resources={"about": about})
-    return html.encode("utf-8", "backslashreplace")
+    page, _ = exporter.from_notebook_node(article(copy.deepcopy(executed), about["model"]), resources={"about": about})
+    return page.encode("utf-8", "backslashreplace")
+
+
+def set_cells(table: str) -> str:
+    """The cells of an HTML table: short ones stay on one line, long names break after a dot."""
+
+    def cell(found: re.Match[str]) -> str:
+        style, text = found.groups()
+        if len(html.unescape(text)) <= SHORT:
+            return f'<td class="short"{style}>{text}</td>'
+        return f"<td{style}>{re.sub(DOT, '.<wbr>', text)}</td>"
+
+    return re.sub(r"<td([^>]*)>([^<]*)</td>", cell, table)
 
 
 def _as_base64(text: str) -> str:

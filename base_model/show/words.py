@@ -11,6 +11,7 @@ import pandas as pd
 
 from base_model import format_bytes, format_count, format_share, visible
 from base_model.plan.machine import this_machine
+from base_model.run.limits import noisy
 from base_model.run.timing import Generation
 from base_model.show.sentences import in_words
 
@@ -323,5 +324,5 @@ def _on_limit(limits: pd.DataFrame) -> str:
     return (
         f"**The limit.** {escape(best['device'])} reads {_figure(best['bandwidth_gib_s'])} GiB/s, and each token "
         f"needs {format_bytes(int(best['read_bytes']))}: at most {_figure(best['limit_tokens_per_s'])} tokens/s, of "
-        f"which {best['method']} reaches {best['share']:.0%}."
+        f"which {best['method']} reaches {best['share']:.0%}.{noisy(best['spread'])}"
     )

@@ -7,7 +7,7 @@ models of a few layers propose what the whole takes; once that fits, a plan of t
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -84,122 +84,6 @@ class Found:
     least: float
 
 
-def place_of(gpu: str | None, memory: str | int | None) -> Place:
-    """A card by its name, one of some `memory` ("24GiB"), or this machine without either. Raises ModelError."""
-    if memory is not None:
-        usable = int(bytes_of(memory)) - CONTEXT_BYTES
-        on = card(gpu) if gpu is not None else None
-        return Place(gpu or f"a card with {format_bytes(bytes_of(memory))}", usable, on)
-    if gpu is None or gpu.strip().lower() == "cpu":
-        machine = this_machine().iloc[-1] if gpu is None else this_machine().set_index("device", drop=False).loc["cpu"]
-        cpu = machine["device"] == "cpu"
-        return Place(
-            f"this machine's {machine['device']}", int(machine["usable_bytes"]), this_cpu() if cpu else None, cpu
-        )
-    on = card(gpu)
-    words = on["gpu"].split()
-    sold = int(on["memory_bytes"])
-    return Place(on["gpu"], sold - (sold // 16 if set(words) & set(CORRECTED) else 0) - CONTEXT_BYTES, on)
-
-
-def bytes_of(memory: str | int) -> int:
-    """Bytes of "24GiB", "24 GB" or 24_000_000_000. Raises ModelError for anything else."""
-    units = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-    text = str(memory).strip().lower()
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = text[len(number) :].strip() or "b"
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if isinstance(memory, bool) or not 2**20 <= size <= 2**50:
-        raise ModelError(f'`memory` is a size such as "24GiB", not {memory!r}.')
-    return size
-
-
-def recommend(
-    config: Any,
-    place: Place,
-    tokens: int,
-    devices: int = 1,
-    epoch: Callable[[int], float] | None = None,
-    examples: int | None = None,
-) -> pd.DataFrame:
-    """One row per method and checkpointing, best first, in `COLUMNS`.
-
-    `tokens` is the longest text. Where there is data, `epoch` gives the tokens of one epoch, padding included, at a
-    batch size, and `examples` their number, of which an epoch makes some steps. An interrupt keeps what was found.
-    """
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm.auto import tqdm
-
-    require_whole("tokens", tokens, least=2)
-    require_whole("devices", devices)
-    steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
-    most = min(MOST_BATCH, max(steps, 1))
-    tried = [
-        Search(config, place, method, checkpointing, tokens, devices, most)
-        for method in METHODS
-        for checkpointing in (True, False)
-    ]
-    rows: list[list[Any]] = []
-    told: set[str] = set()
-    try:
-        for search, (found, warned) in tqdm(
-            results(outcome_of, tried),
-            "Planning",
-            len(tried),
-            delay=3,
-            leave=False,
-            disable=are_progress_bars_disabled(),
-        ):
-            rows.append(row_of(search, found, epoch))
-            for message in set(warned) - told:
-                warnings.warn(message, ModelWarning, stacklevel=3)
-            told.update(warned)
-    except KeyboardInterrupt:
-        if not rows:
-            raise
-        warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
-    if not table["verdict"].isin(["fits", "tight"]).any() and (table["verdict"] == "does not fit").any():
-        table.loc[0, "why"] = f"{table.loc[0, 'why']} {_nearest(config, place, table.loc[0])}"
-    return table
-
-
-def _nearest(config: Any, place: Place, row: pd.Series) -> str:
-    """Where nothing fits: the nearest thing to the lightest method that would."""
-    method = {one.name: one for one in METHODS}[row["method"]]
-    tokens = int(row["tokens"]) // 2
-    while tokens >= STEP:
-        search = Search(config, place, method, bool(row["checkpointing"]), tokens, int(row["devices"]))
-        if needed(search.proposed(1)) <= place.usable:
-            return f"With texts of {tokens:,} tokens it would fit."
-        tokens //= 2
-    times = needed(float(row["peak_bytes"])) / place.usable
-    cards = math.ceil(times) * int(row["devices"])
-    smaller = count_parameters(skeleton_of(config)) / times
-    return (
-        f"Nothing fits at any length: about {cards} such cards could share it (devices={cards}), or a smaller model of "
-        f"the family would, of some {smaller / 1e9:.1f} billion parameters."
-    )
-
-
-def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows by `RULE`."""
-    order = {"fits": 0, "tight": 1, "does not fit": 2, "not planned": 3}
-    best = table.loc[table["verdict"].isin(["fits", "tight"]), "accuracy"].max()
-    alike = (table["accuracy"] >= (0 if pd.isna(best) else best) - ALIKE).fillna(False)
-    keys = pd.DataFrame({
-        "verdict": table["verdict"].map(order), "alike": ~alike.astype(bool),
-        "slow": -table["tokens_per_s"].astype("Float64").fillna(0), "peak": table["peak_bytes"].fillna(0),
-    })  # fmt: skip
-    misses = table["verdict"] == "does not fit"
-    keys.loc[misses, ["alike", "slow"]] = [False, 0]  # of these, what misses least
-    return table.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
-
-
 @dataclass(frozen=True)
 class Search:
     """One method, to be tried at one length of text in one place."""
@@ -246,6 +130,125 @@ class Search:
         few, some = (self._peaks(shallow(self.config, layers), batch) for layers in (less, more))
         times = (depth - less) / (more - less)
         return max(few[moment] + (some[moment] - few[moment]) * times for moment in few | some)
+
+
+def place_of(gpu: str | None, memory: str | int | None) -> Place:
+    """A card by its name, one of some `memory` ("24GiB"), or this machine without either. Raises ModelError."""
+    if memory is not None:
+        usable = int(bytes_of(memory)) - CONTEXT_BYTES
+        on = card(gpu) if gpu is not None else None
+        return Place(gpu or f"a card with {format_bytes(bytes_of(memory))}", usable, on)
+    if gpu is None or gpu.strip().lower() == "cpu":
+        machine = this_machine().iloc[-1] if gpu is None else this_machine().set_index("device", drop=False).loc["cpu"]
+        cpu = machine["device"] == "cpu"
+        return Place(
+            f"this machine's {machine['device']}", int(machine["usable_bytes"]), this_cpu() if cpu else None, cpu
+        )
+    on = card(gpu)
+    words = on["gpu"].split()
+    sold = int(on["memory_bytes"])
+    return Place(on["gpu"], sold - (sold // 16 if set(words) & set(CORRECTED) else 0) - CONTEXT_BYTES, on)
+
+
+def bytes_of(memory: str | int) -> int:
+    """Bytes of "24GiB", "24 GB" or 24_000_000_000. Raises ModelError for anything else."""
+    units = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+    text = str(memory).strip().lower()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text[len(number) :].strip() or "b"
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if isinstance(memory, bool) or not 2**20 <= size <= 2**50:
+        raise ModelError(f'`memory` is a size such as "24GiB", not {memory!r}.')
+    return size
+
+
+def recommend(
+    config: Any,
+    place: Place,
+    tokens: int,
+    devices: int = 1,
+    epoch: Callable[[int], float] | None = None,
+    examples: int | None = None,
+) -> pd.DataFrame:
+    """One row per method and checkpointing, best first, in `COLUMNS`.
+
+    `tokens` is the longest text. Where there is data, `epoch` gives the tokens of one epoch, padding included, at a
+    batch size, and `examples` their number, of which an epoch makes some steps. An interrupt keeps what was found.
+    """
+    require_whole("tokens", tokens, least=2)
+    require_whole("devices", devices)
+    steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
+    most = min(MOST_BATCH, max(steps, 1))
+    tried = [
+        Search(config, place, method, checkpointing, tokens, devices, most)
+        for method in METHODS
+        for checkpointing in (True, False)
+    ]
+    rows: list[list[Any]] = []
+    try:
+        rows.extend(_rows(tried, epoch))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
+    if not table["verdict"].isin(["fits", "tight"]).any() and (table["verdict"] == "does not fit").any():
+        table.loc[0, "why"] = f"{table.loc[0, 'why']} {_nearest(config, place, table.loc[0])}"
+    return table
+
+
+def _rows(tried: list[Search], epoch: Callable[[int], float] | None) -> Iterator[list[Any]]:
+    """The row of each search, as they come, with a bar that names the last; what several warn of is said once."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from tqdm.auto import tqdm
+
+    told: set[str] = set()
+    off = are_progress_bars_disabled()
+    with tqdm(total=len(tried), desc="Planning", delay=3, leave=False, disable=off) as bar:
+        for search, (found, warned) in results(outcome_of, tried):
+            for message in set(warned) - told:
+                warnings.warn(message, ModelWarning, stacklevel=2)
+            told.update(warned)
+            row = row_of(search, found, epoch)
+            bar.set_postfix_str(f"{search.method.name}: {row[COLUMNS.index('verdict')]}", refresh=False)
+            bar.update()
+            yield row
+
+
+def _nearest(config: Any, place: Place, row: pd.Series) -> str:
+    """Where nothing fits: the nearest thing to the lightest method that would."""
+    method = {one.name: one for one in METHODS}[row["method"]]
+    tokens = int(row["tokens"]) // 2
+    while tokens >= STEP:
+        search = Search(config, place, method, bool(row["checkpointing"]), tokens, int(row["devices"]))
+        if needed(search.proposed(1)) <= place.usable:
+            return f"With texts of {tokens:,} tokens it would fit."
+        tokens //= 2
+    times = needed(float(row["peak_bytes"])) / place.usable
+    cards = math.ceil(times) * int(row["devices"])
+    smaller = count_parameters(skeleton_of(config)) / times
+    return (
+        f"Nothing fits at any length: about {cards} such cards could share it (devices={cards}), or a smaller model of "
+        f"the family would, of some {smaller / 1e9:.1f} billion parameters."
+    )
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by `RULE`."""
+    order = {"fits": 0, "tight": 1, "does not fit": 2, "not planned": 3}
+    best = table.loc[table["verdict"].isin(["fits", "tight"]), "accuracy"].max()
+    alike = (table["accuracy"] >= (0 if pd.isna(best) else best) - ALIKE).fillna(False)
+    keys = pd.DataFrame({
+        "verdict": table["verdict"].map(order), "alike": ~alike.astype(bool),
+        "slow": -table["tokens_per_s"].astype("Float64").fillna(0), "peak": table["peak_bytes"].fillna(0),
+    })  # fmt: skip
+    misses = table["verdict"] == "does not fit"
+    keys.loc[misses, ["alike", "slow"]] = [False, 0]  # of these, what misses least
+    return table.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
 
 
 def needed(peak: float, reserved: float = RESERVED) -> float:

@@ -76,7 +76,7 @@ def step_costs(
             run, micro = planned_run(args, tokens, load, folder), 1
         _measure_plain(config, run, peft_config, quantization_config, tape)
     else:
-        how: dict[str, Any] = {"load": load, "trainer": trainer, "observe": tape}
+        how: dict[str, Any] = {"load": load, "trainer": trainer, "observe": tape, "bar": True}
         run = measured(config, args, peft_config, quantization_config, tokens, **how)[-1]
         micro = run.args.gradient_accumulation_steps
     return tape.costs, run.batch * run.tokens * micro, run.half

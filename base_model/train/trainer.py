@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -46,7 +47,7 @@ def plan_trainer(
 ) -> pd.DataFrame:
     """One row, in `TRAINER_COLUMNS`: each part at its largest, the peak, and the moment of the peak."""
     settings = (tokens, devices, model_init_kwargs, prepared, trainer)
-    ledger, embedding, run = measured(config, args, peft_config, quantization_config, *settings)
+    ledger, embedding, run = measured(config, args, peft_config, quantization_config, *settings, bar=True)
     return pd.DataFrame([row_of(ledger, embedding, run)], columns=list(TRAINER_COLUMNS))
 
 
@@ -61,14 +62,18 @@ def measured(
     prepared: bool = False,
     trainer: str = "trl",
     observe: Callable[..., None] | None = None,
+    bar: bool = False,
 ) -> tuple["Ledger", int, Run]:
-    """The ledger of a step of a run as a user gives it, the bytes of the embedding, and the run. Raises ModelError."""
+    """The ledger of a step of a run as a user gives it, the bytes of the embedding, and the run. Raises ModelError.
+
+    `observe` sees each operation; a progress `bar` is for who has none yet.
+    """
     from base_model.train.sharding import group_of
 
     require_whole("devices", devices)
     with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
         run = planned_run(args, tokens, load, folder, devices, prepared, trainer)
-        return *measure(config, run, peft_config, quantization_config, observe), run
+        return *measure(config, run, peft_config, quantization_config, observe, bar), run
 
 
 def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
@@ -80,13 +85,18 @@ def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
 
 
 def measure(
-    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None = None
+    config: Any,
+    run: Run,
+    peft_config: Any,
+    quantization_config: Any,
+    observe: Callable[..., None] | None = None,
+    bar: bool = False,
 ) -> tuple["Ledger", int]:
-    """The ledger of one step of the run, and the bytes of the embedding; `observe` sees each operation."""
+    """The ledger of one step of the run, and the bytes of the embedding."""
     gc.freeze()  # accelerate collects garbage before the first step: of this plan, not of all that was there before
     try:
         with _autocast_as_it_was():
-            return _measure(config, run, peft_config, quantization_config, observe)
+            return _measure(config, run, peft_config, quantization_config, observe, bar)
     finally:
         gc.unfreeze()
 
@@ -104,7 +114,12 @@ def _autocast_as_it_was() -> Iterator[None]:
 
 
 def _measure(
-    config: Any, run: Run, peft_config: Any, quantization_config: Any, observe: Callable[..., None] | None
+    config: Any,
+    run: Run,
+    peft_config: Any,
+    quantization_config: Any,
+    observe: Callable[..., None] | None,
+    bar: bool,
 ) -> tuple["Ledger", int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -128,7 +143,8 @@ def _measure(
         scans = kernel_scans(model) if run.cuda else nullcontext()
         with FakeTensorMode(allow_non_fake_inputs=True), planned_device(ledger, run.cuda), scans:
             _give_fake_tensors(model, ledger, base)
-            _train(model, run, ledger)
+            with _progress(model, run) if bar else nullcontext():
+                _train(model, run, ledger)
             embedding = embedding_bytes(model)
     if quantization_config is not None:
         warn_of_experts(model)
@@ -217,6 +233,41 @@ def _train(model: Any, run: Run, ledger: "Ledger") -> None:
     except Exception as error:  # the model code of each architecture fails in its own way
         how = "sharded" if run.devices > 1 else "without weights"
         raise ModelError(f"This step cannot be run {how}: {_why(error)}.") from error
+
+
+@contextmanager
+def _progress(model: Any, run: Run) -> Iterator[None]:
+    """A bar over the trained parameters: in forward, where backward runs that once more, and in backward.
+
+    Sharded ones are others by then, so their backward does not show.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from tqdm.auto import tqdm
+
+    count = sum(1 for parameter in model.parameters() if parameter.requires_grad)
+    passes = 1 + run.args.gradient_checkpointing + (run.devices == 1)
+    total = run.args.gradient_accumulation_steps * passes * count
+    with tqdm(total=total, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()) as bar:
+        _show_progress(model, bar)
+        yield
+
+
+def _show_progress(model: Any, bar: Any) -> None:
+    """By hooks; nothing here may hold a parameter, which would stay alive when it is sharded."""
+    shown: set[int] = set()
+    for module in model.modules():
+        trained = [one for one in module._parameters.values() if one is not None and one.requires_grad]
+        trained = [one for one in trained if id(one) not in shown]  # a tied one has two modules
+        if trained:
+            module.register_forward_pre_hook(partial(_advance, bar, len(trained)))
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(partial(_advance, bar, 1))
+            shown.add(id(parameter))
+
+
+def _advance(bar: Any, count: int, *_: Any) -> None:
+    """A hook gives nothing back, or torch takes it for the module's input."""
+    bar.update(count)
 
 
 def _why(error: Exception) -> str:

@@ -156,11 +156,13 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert readable.loc[0, ["read_bytes", "share"]].tolist() == ["256.00 MiB", "50.0%"]
 
 
-def test_a_noisy_measurement_says_so(run, monkeypatch):
+def test_a_noisy_measurement_says_so(run, toy, monkeypatch):
     for noise, told in [(0.1, False), (0.4, True)]:
         monkeypatch.setattr(limits, "bandwidth_and_noise", lambda *place, noise=noise: (2.0**30, noise))
         words = mt.limits_in_words(mt.speed_limit([run]))
         assert ("was noisy: half its rounds took 40% longer" in words) == told
+        short = mt.takeaways(mt.list_files(toy), mt.read_tensors(toy), mt.compare_runs([run]), mt.speed_limit([run]))
+        assert ("was noisy" in short) == told
 
 
 def test_a_model_on_several_devices_has_no_limit(run, monkeypatch):

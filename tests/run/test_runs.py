@@ -350,7 +350,7 @@ def test_equal_runs_match(on_cpu):
         "mps: scores of these tokens, as cpu",
     ]
     assert checks["match"].all()
-    assert mt.agreement(checks) == "3 of 3 comparisons of the runs match."
+    assert mt.agreement(checks) == "The runs agree in every comparison (3)."
 
 
 def test_methods_that_disagree_are_told(on_cpu):

@@ -67,6 +67,17 @@ def test_a_copy_to_work_in_is_made_anew_until_it_is_changed(notebook, tmp_path, 
     assert f"{copied} is as you left it" in capsys.readouterr().out
 
 
+def test_it_runs_where_we_are(notebook, tmp_path, monkeypatch):
+    """So that its charts lie beside its page, and the data is found."""
+    notebook("import os, neighbour; print(os.getcwd())")
+    (tmp_path / "neighbour.py").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = page.run_notebook(tmp_path / "model").absolute()
+    assert folder == tmp_path / "elsewhere" / "runs" / "model"
+    assert str(tmp_path / "elsewhere") in (folder / "report.html").read_text()
+
+
 def test_links_of_an_executed_notebook_lead_to_the_docs(notebook, tmp_path):
     notebook("# see [terms](docs/glossary.md)")
     folder = page.run_notebook(tmp_path / "model")
@@ -124,6 +135,14 @@ def test_a_run_overwrites_nothing_of_the_user(notebook, toy, tmp_path, name, kin
         page.run_notebook(toy)
     assert not (tmp_path / "ran").exists()  # said before an hour of work
     assert kind == "folder" or path.read_text() == "mine" == other.read_text()
+
+
+def test_cells_break_where_a_reader_would():
+    table = '<tr><td>1,200 tokens/s</td><td style="text-align:right">layers.0.self_attn.weight</td><td>a b. c</td></tr>'
+    name = '<td style="text-align:right">layers.<wbr>0.<wbr>self_attn.<wbr>weight</td>'
+    assert page.set_cells(table) == f'<tr><td class="short">1,200 tokens/s</td>{name}<td class="short">a b. c</td></tr>'
+    assert page.set_cells("<td>a sentence of words. Another one</td>") == "<td>a sentence of words. Another one</td>"
+    assert page.set_cells("<td>&lt;&lt;&lt;&lt;&lt;&lt;</td>").startswith('<td class="short">')
 
 
 def test_a_page_of_the_user_stays(notebook, tmp_path):

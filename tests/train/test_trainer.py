@@ -220,6 +220,38 @@ def test_what_cannot_be_planned_is_said(args, adapter, quantization, words, toy)
         plan(toy, args, adapter(), quantization and quantization())
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("adapter", [lora, nothing])
+def test_a_bar_shows_the_whole_step_and_changes_nothing(adapter, checkpointing, devices, toy, monkeypatch):
+    from base_model.architecture.config import read_architecture
+    from base_model.train.trainer import measured
+
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **_):
+            self.total, self.n = total, 0
+            bars.append(self)
+
+        def update(self, count):
+            self.n += count
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    settings = {"gradient_checkpointing": checkpointing, "gradient_accumulation_steps": 2}
+    how = (read_architecture(toy), settings, adapter(), None, 32, devices)
+    (plain, *_), (watched, *_) = measured(*how), measured(*how, bar=True)
+    assert (watched.peaks, watched.most) == (plain.peaks, plain.most)
+    (bar,) = bars
+    assert 0.95 * bar.total <= bar.n <= bar.total  # the embedding is outside checkpointing, and runs once
+
+
 def test_a_text_longer_than_the_model_is_refused(toy):
     from base_model.architecture.config import read_architecture
     from base_model.train.trainer import plan_trainer
