@@ -29,7 +29,7 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # A launcher's place for its own process: the script would wait for the others.
 LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 LEAST = 3  # steps: the first warms up, the last may be listened to, and one between them is timed
-HELD_OUT = 12  # texts of the data beyond those that are trained on: the script holds out one in ten
+HELD_OUT = 12  # texts at least beyond those that are trained on: the script holds out one in ten
 
 
 def try_training(config: Any, choice: Choice, model: str, revision: str | None, data: Any, steps: int) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def _texts(config: Any, choice: Choice, steps: int) -> Any:
     import datasets
 
     dice, words = random.Random(0), config.get_text_config().vocab_size
-    number = choice.batch * steps + HELD_OUT
+    number = _with_held_out(choice.batch * steps)
     texts = ([dice.randrange(words) for _ in range(choice.tokens)] for _ in range(number))
     return datasets.Dataset.from_list([{"input_ids": text} for text in texts])
 
@@ -56,7 +56,12 @@ def _texts(config: Any, choice: Choice, steps: int) -> Any:
 def _sample(data: Any, texts: int) -> Any:
     """So many texts of the data at random, and some to hold out."""
     dataset = read_data(data)
-    return dataset.shuffle(seed=0).select(range(min(len(dataset), texts + max(HELD_OUT, texts // 5))))
+    return dataset.shuffle(seed=0).select(range(min(len(dataset), _with_held_out(texts))))
+
+
+def _with_held_out(texts: int) -> int:
+    """How many texts there must be, so that these are left to train on."""
+    return texts + max(HELD_OUT, texts // 5)
 
 
 def planned(config: Any, choice: Choice, here: Precision, batch: int, tokens: int) -> int:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import model_tools as mt
-from base_model.architecture.config import read_architecture, skeleton_of
+from base_model.architecture.config import described, read_architecture, require_fit, skeleton_of
 from base_model.read import limits
 
 TINY = {
@@ -35,6 +35,27 @@ BEYOND = {
 }  # fmt: skip
 
 
+# The most that each end of a name may give: a number, or the length of a list or a text.
+MOST = {
+    "num_hidden_layers": 320, "decoder_layer": 320, "num_blocks": 320, "layer_types": 320, "model_type": 320,
+    "hybrid_override_pattern": 320, "mamba_expand": 10_000, "kv_lora_rank": 1_000_000, "num_attention_heads": 10_000,
+    "n_routed_experts": 20_000, "num_labels": 100_000, "head_dim": 1_000_000, "hidden_size": 10_000_000,
+    "max_position_embeddings": 20_000_000, "n_positions": 20_000_000, "n_ctx": 20_000_000,
+}  # fmt: skip
+
+
+def listed(length):
+    return {"note": [0] * length}
+
+
+def named(length):
+    return {"note": dict.fromkeys(map(str, range(length)))}
+
+
+def packed(length):
+    return {"quantization_config": {"ignore": [0] * length}}
+
+
 def write(folder, settings):
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
@@ -53,6 +74,39 @@ def test_more_than_any_model_has_is_refused_soon(kind, tmp_path):
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize("name", MOST)
+def test_a_setting_may_be_as_large_as_its_limit_and_no_larger(name):
+    most = MOST[name]
+    for value in (
+        int,
+        float,
+        int.__neg__,
+        *([lambda size: "x" * size, lambda size: [0] * size] if most == 320 else []),
+    ):
+        assert described({name: value(most)}) == {name: value(most)}
+        with pytest.raises(mt.ModelError, match="which no model has"):
+            described({name: value(most + 1)})
+
+
+def test_every_limit_of_a_setting_is_tried_at_its_edge():
+    assert {name.rpartition("_")[2] for name in MOST} == set(limits.SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "most", "words"),
+    [
+        (nested, 50, "nested"),
+        (listed, 10_000, "10,001 items"),
+        (named, 10**6, "1,000,001 i"),
+        (packed, 10**6, "1,000,001 i"),
+    ],
+)
+def test_as_much_as_is_allowed_is_taken(settings, most, words):
+    assert described(settings(most)) == settings(most)
+    with pytest.raises(mt.ModelError, match=words):
+        described(settings(most + 1))
+
+
 @pytest.mark.parametrize("name", ["modules_to_not_convert", "ignore"])
 def test_a_quantisation_may_name_every_tensor(name, tmp_path):
     write(tmp_path, TINY | {"quantization_config": {"quant_method": "fp8", name: ["x"] * 50_000}})
@@ -61,12 +115,22 @@ def test_a_quantisation_may_name_every_tensor(name, tmp_path):
 
 def test_parts_that_no_name_tells_are_counted_as_they_are_built(tmp_path, monkeypatch):
     config = read_architecture(write(tmp_path, TINY))
-    modules = sum(1 for _ in skeleton_of(config).modules())
-    monkeypatch.setattr("base_model.architecture.config.MAX_MODULES", modules // 2)
+    parts = sum(1 for _ in skeleton_of(config).modules()) - 1  # without the whole
+    monkeypatch.setattr("base_model.architecture.config.MAX_MODULES", parts - 1)
     with pytest.raises(mt.ModelError, match="modules, which no model has"):
         skeleton_of(config)
-    monkeypatch.undo()
-    assert sum(1 for _ in skeleton_of(config).modules()) == modules
+    monkeypatch.setattr("base_model.architecture.config.MAX_MODULES", parts)
+    assert sum(1 for _ in skeleton_of(config).modules()) - 1 == parts
+
+
+def test_tables_beside_the_weights_are_bounded(toy, monkeypatch):
+    config, tensors = read_architecture(toy), mt.read_tensors(toy)
+    size = sum(buffer.nbytes for buffer in skeleton_of(config).buffers())
+    monkeypatch.setattr("base_model.architecture.config.MAX_BUFFER_BYTES", size)
+    require_fit(config, tensors, countable=True)
+    monkeypatch.setattr("base_model.architecture.config.MAX_BUFFER_BYTES", size - 1)
+    with pytest.raises(mt.ModelError, match=f"describes tables of {size} B beside the weights"):
+        require_fit(config, tensors, countable=True)
 
 
 def test_the_deepest_models_of_today_are_taken(tmp_path):

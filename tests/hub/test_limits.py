@@ -106,6 +106,7 @@ FINE = [
     {**PAGE, "safetensors": {"parameters": {"\x1b[31mF32": 1}, "total": -5}},
     {**PAGE, "cardData": {"license": ["\x1b]0;title\x07", {}]}, "gated": "\x1b[2J"},
     {**PAGE, "siblings": [{**FILE, "size": None}]},
+    {**PAGE, "siblings": [FILE] * 20_000},
 ]
 
 
@@ -225,6 +226,14 @@ def test_ctrl_c_and_a_fault_end_the_other_calls():
     with pytest.raises(ValueError, match="a fault"):
         limits.side_by_side([wait, fail], 2)
     assert ended.wait(5)
+
+
+@pytest.mark.parametrize(("connections", "calls", "most"), [(2, 6, 2), (8, 3, 3)])
+def test_no_more_calls_at_once_than_connections(connections, calls, most, monkeypatch):
+    started, real = [], threading.Thread
+    monkeypatch.setattr(limits.threading, "Thread", lambda **it: started.append(it) or real(**it))
+    assert limits.side_by_side([dict] * calls, connections) == [{}] * calls
+    assert len(started) == most
 
 
 def test_answers_come_in_the_order_of_their_calls():

@@ -2,11 +2,12 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 import model_tools as mt
-from base_model.architecture.config import count_parameters, skeleton_of
+from base_model.architecture.config import count_parameters, layers_of, positions_of, skeleton_of
 from base_model.plan import adapters
 from base_model.plan import inference as plans
 from base_model.train.ladder import compare_training
@@ -204,6 +205,19 @@ def test_a_model_that_reads_images_is_planned_whole(kind):
     assert "acts in vi" in notes["LoRA r16, all linear"]
     with pytest.warns(mt.ModelWarning, match="images take more"):
         assert plan_training(config, None, 16, 1, False, False, None)["peak_bytes"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ({}, (0, None)),
+        ({"num_hidden_layers": [2, 3], "max_position_embeddings": 0}, (0, None)),
+        ({"num_hidden_layers": 3, "max_position_embeddings": 1}, (3, 1)),
+    ],
+)
+def test_what_is_counted_in_another_way_is_not_known(text, found):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**text))
+    assert (layers_of(config), positions_of(config)) == found
 
 
 def test_a_text_model_alone_is_planned_where_config_json_names_it():

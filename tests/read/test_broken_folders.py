@@ -15,6 +15,7 @@ import pytest
 
 import model_tools as mt
 from base_model.architecture.config import read_architecture
+from base_model.read.folder import _gaps, read_json
 from tests.folders import toy_tokenizer, write_tensors, write_toy
 
 CONFIG, INDEX, ONE, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
@@ -745,6 +746,23 @@ def test_names_are_escaped_wherever_they_are_shown(name, sound, tmp_path):
 
 
 def test_more_files_than_a_model_can_have(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr("base_model.read.folder.MAX_FILES", 5)
-    with pytest.raises(mt.ModelError, match="more than 5 files"):
+    files = len(mt.list_files(sound))
+    monkeypatch.setattr("base_model.read.folder.MAX_FILES", files)
+    assert len(mt.list_files(sound)) == files
+    monkeypatch.setattr("base_model.read.folder.MAX_FILES", files - 1)
+    with pytest.raises(mt.ModelError, match=f"more than {files - 1} files"):
         mt.list_files(sound)
+
+
+def test_no_more_gaps_than_files_there_can_be():
+    assert len(list(_gaps(["model-00001-of-20000.safetensors"]))) == 19_999
+    assert not list(_gaps(["model-00001-of-20001.safetensors"]))
+
+
+def test_a_settings_file_of_as_many_bytes_as_may_be(tmp_path, monkeypatch):
+    (tmp_path / CONFIG).write_text('{"a": 1}')
+    monkeypatch.setattr("base_model.read.folder.MAX_JSON_BYTES", 8)
+    assert read_json(tmp_path / CONFIG) == {"a": 1}
+    monkeypatch.setattr("base_model.read.folder.MAX_JSON_BYTES", 7)
+    with pytest.raises(mt.ModelError, match="has 8 bytes, too many for a settings file"):
+        read_json(tmp_path / CONFIG)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -147,6 +148,8 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert "the runs reach 25% to 50% of the limit set by 8 GiB/s of memory bandwidth" in words
     assert f"{8 * 2**30 / (2 * 1_235_814_400):.2g} for 1B and {8 * 2**30 / (2 * 3_212_749_824):.2g} for 3B" in words
     assert "runs reach 50% of" in mt.limits_in_words(table.head(1))  # one figure is no range
+    two = pd.concat([table.assign(device="xpu"), table])
+    assert mt.limits_in_words(two) == f"{words.replace('cpu', 'xpu')} {words}"  # in the table's order
     labels = [text.get_text() for text in mt.plot_limits(table).texts if text.get_gid() is None]
     assert labels == ["16.0 of 32.0 tokens/s, 50.0%", "8.0 of 32.0 tokens/s, 25.0%"]
     readable = mt.readable(table)

@@ -3,6 +3,8 @@
 import errno
 import os
 import time
+from contextvars import ContextVar
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -72,6 +74,56 @@ def test_runs_without_a_speed_are_labelled_na():
         | {"first_token_s": [0.25, float("nan")], "tokens_per_s": [20.0, float("nan")]}
     )
     assert texts(mt.plot_runs(table)) == ["20.0 tokens/s, first token 0.25 s", "n/a, first token n/a"]
+
+
+def test_bars_have_the_room_that_short_names_leave(tensors):
+    ax = mt.plot_components(tensors)
+    assert ax.patches[0].get_width() > 0.6 * ax.get_xlim()[1]
+
+
+@pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
+@pytest.mark.parametrize("count", [1, 3, 30, 200, 201])
+def test_few_rows_are_low_and_many_have_room_for_their_names(count, width, monkeypatch):
+    monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
+    files = long_tables(count)[mt.plot_storage][0]
+    ax = mt.plot_storage(files)
+    if count <= 3:
+        assert charts.rows_height(count, 0.34) == pytest.approx(count * (0.34 if width == charts.WIDE else 0.49))
+    ax.figure.draw_without_rendering()
+    names = [text.get_window_extent() for text in ax.texts if text.get_gid() == "name"]
+    ends = sorted((box.y0, box.y1) for box in names or (one.get_window_extent() for one in ax.get_yticklabels()))
+    assert len(ends) == min(count, 200)
+    assert any(text.startswith("the first") for text in texts(ax)) == (count == 201)
+    assert all(one[1] <= other[0] for one, other in pairwise(ends))
+
+
+@pytest.mark.parametrize(("width", "most"), [(charts.WIDE, 5), (charts.NARROW, 3)])
+def test_a_legend_is_clear_of_the_axis_and_fits_its_width(tensors, width, most, monkeypatch):
+    monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
+    for ax in (mt.plot_layers(tensors), mt.plot_training(all_parts())):
+        ax.figure.draw_without_rendering()
+        legend = ax.get_legend()
+        box = legend.get_window_extent()
+        assert legend._ncols == min(most, len(legend.get_texts())) and not legend.get_frame_on()
+        assert box.y1 < ax.xaxis.label.get_window_extent().y0
+        assert ax.figure.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
+def test_names_of_cards_do_not_meet(width, monkeypatch):
+    monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
+    ax = mt.plot_training(all_parts().assign(weights_bytes=80 * G))
+    ax.figure.draw_without_rendering()
+    assert [line.get_xdata()[0] for line in ax.lines] == [card for card in charts.CARDS if card <= ax.get_xlim()[1]]
+    names = [text for text in ax.texts if text.get_gid() == "card"]
+    assert names[0].get_text() == "8 GiB" and len(names) >= 3
+    boxes = sorted((box.x0, box.x1) for box in (name.get_window_extent() for name in names))
+    assert all(one[1] < other[0] for one, other in pairwise(boxes))
+
+
+def all_parts():
+    names = ("weights", "embedding", "adapter", "gradients", "optimizer", "activations", "logits", "temporary", "peak")
+    return pd.DataFrame({f"{name}_bytes": [G * (1 + (name == "weights"))] for name in names}).assign(method="full")
 
 
 def test_labels_stay_inside_the_chart(files, tensors, llama_3b):

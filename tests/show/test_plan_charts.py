@@ -5,6 +5,7 @@ import pytest
 
 import model_tools as mt
 from base_model.plan import inference as plans
+from base_model.show.plan_charts import longest_in_words
 
 GIB = 2**30
 
@@ -54,6 +55,36 @@ def test_memory_has_a_line_per_precision_and_the_limit(toy, monkeypatch):
     assert {"8 GiB", "4 GiB"} & {label.get_text() for label in ax.get_yticklabels()}
 
 
+def test_a_line_is_named_at_its_right_end():
+    rows = [("rising", 1, 1), ("rising", 64, 8), ("level", 1, 2), ("level", 64, 2)]
+    plan = pd.DataFrame(rows, columns=["precision", "context", "total_bytes"])
+    plan["total_bytes"] *= GIB
+    ax = mt.plot_memory(plan.assign(weights_bytes=0, usable_bytes=4 * GIB, device="cpu"))
+    places = {text.get_text(): text.xy for text in ax.texts}
+    for name, end in (("rising", 8), ("level", 2)):
+        height = ax.transAxes.inverted().transform(ax.transData.transform((1, end)))[1]
+        assert places[name] == pytest.approx((1.02, height))
+    assert places["free on cpu: 4.00 GiB"][1] == 4
+
+
+@pytest.mark.parametrize(
+    ("contexts", "words"),
+    [
+        ([4096, 8192], "In every precision, texts of 4,096 tokens fit"),
+        ([8192, 4096], "In every precision, texts of 4,096 tokens fit"),
+        ([0, 8192], "In nf4, texts of 8,192 tokens fit"),
+        ([0, 1], "In nf4, texts of 1 tokens fit"),
+        ([0, 0], "The model does not fit here"),
+        ([None, 8192], "In nf4, texts of 8,192 tokens fit"),
+        ([None, None], "Memory to run the model"),
+    ],
+)
+def test_the_longest_text_is_read_aloud(contexts, words):
+    longest = pd.array(contexts, dtype="Int64")
+    plan = pd.DataFrame({"precision": ["bfloat16", "nf4"], "usable_bytes": GIB, "largest_context": longest})
+    assert longest_in_words(plan) == words
+
+
 def test_adapters_are_bars_with_count_share_and_file(toy):
     plan = mt.plan_adapters(toy)
     ax = mt.plot_adapters(plan)
@@ -76,7 +107,7 @@ def test_insertion_lays_the_adapter_over_the_model(toy):
     assert ax.texts[1].get_text().endswith(", 100.0% of the training")
     shades = ax.images[0].get_array()
     assert shades[0, 0] > 0 == shades[0, 3]  # the embedding is outside of the layers
-    assert shades[1, 3] > 0
+    assert shades[1, 3] ** 2 == pytest.approx(3_072 / 8_320)  # a layer's attention beside the embedding
 
 
 def test_the_same_plan_gives_the_same_picture(training, tmp_path):

@@ -142,7 +142,7 @@ def test_labels_are_kept_apart_and_within():
 
 def test_cards_are_bars_with_their_range():
     table = pd.DataFrame(
-        {"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 1.0, "low_s": 0.75, "high_s": 1.25}
+        {"gpu": ["A", "B"], "verdict": ["fits", "does not fit"], "step_s": 2.0, "low_s": 1.5, "high_s": 2.5}
     )
     ax = mt.plot_gpus(table.assign(hours_per_million=[0.2, 2.0]))
     assert [text.get_text() for text in ax.texts[:2]] == ["9.0 to 15 min, fits", "1.5 to 2.5 h, does not fit"]

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import model_tools as mt
+from base_model.text import data
 from tests.conftest import ROOT
 from tests.text.data_folders import FORMATS, MARKED, bos_tokenizer, turn, write_lines
 
@@ -98,6 +99,20 @@ def test_a_gigabyte_on_one_line(refused, tmp_path, name, begin):
     said = refused(tmp_path / name)
     assert "one example per line" in said
     assert ("Line 3" if name == "a.csv" else "Line 1" if name == "a.jsonl" else "one array") in said
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "most"),
+    [("a.jsonl", b'{"text": "', 16 * 2**20), ("a.csv", b"text\n", 16 * 2**20 + 5), ("a.json", b"[", 256 * 2**20)],
+)
+def test_a_line_or_an_array_may_be_as_long_as_the_limit(tmp_path, name, begin, most):
+    path = tmp_path / name
+    path.write_bytes(begin)
+    os.truncate(path, most)
+    data._require_short_lines(path)
+    os.truncate(path, most + 1)
+    with pytest.raises(mt.ModelError, match=r"16,777,216 bytes|the limit is 268,435,456"):
+        data._require_short_lines(path)
 
 
 def test_a_row_that_no_model_reads_at_once(refused):

@@ -150,7 +150,7 @@ def test_the_tokens_make_the_text(name, request):
     assert tokenizer.decode(table["token_id"]) == TEXT
 
 
-@pytest.mark.parametrize("text", [TEXT, "é", "👩‍👩‍👧 🇯🇵", "\ufffd is a character too"])
+@pytest.mark.parametrize("text", [TEXT, "é", "À", "👩‍👩‍👧 🇯🇵", "\ufffd is a character too"])
 def test_parts_of_characters_are_their_bytes(text, toy, demo):
     for folder in (toy, demo):
         pieces = "".join(mt.show_tokens(folder, text)["text"])

@@ -1,12 +1,16 @@
 """Tokenizers that would hang, fill the memory or fail in ways of their own are told, soon and in words."""
 
 import json
+import re
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import model_tools as mt
+from base_model.text import measure, tame
 from tests.folders import toy_tokenizer
 
 
@@ -71,6 +75,27 @@ def test_a_bomb_is_refused_soon(bomb, folder):
     assert time.process_time() - start < 5
 
 
+def test_the_work_has_5_seconds_and_more_for_long_rows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure.signal, "setitimer", lambda *given: asked.append(given))
+    for characters in (0, 100_000):
+        measure._limit_time(characters)
+    assert asked == [(measure.signal.ITIMER_PROF, 5.0), (measure.signal.ITIMER_PROF, 7.0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS refuses such a limit")
+def test_the_work_has_4_gib_beyond_what_its_process_has(monkeypatch):
+    import resource
+
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, *limits)))
+    measure._limit_memory()
+    taken = int(re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    ((kind, soft, hard),) = asked
+    assert kind == resource.RLIMIT_AS
+    assert soft == hard == pytest.approx(taken + 4 * 2**30, abs=2**26)
+
+
 def test_a_bomb_in_ones_own_text_is_refused(folder):
     """The trap is set for a letter that no page of ours holds."""
     change(folder, **replacing("ß", 45))
@@ -86,6 +111,23 @@ def test_tokens_without_end_in_the_settings(name, folder):
     change(folder, "tokenizer_config.json", **{name: dict(enumerate(tokens)) if "decoder" in name else tokens})
     with pytest.raises(mt.ModelError, match="60,000"):
         mt.describe_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("held", "most"),
+    [
+        (lambda items: {"model": {"vocab": items}}, 1_000_000),
+        (lambda items: {"model": {"merges": items}}, 1_000_000),
+        (lambda items: {"added_tokens": items}, 50_000),
+        (lambda items: {"added_tokens_decoder": items}, 50_000),
+        (lambda items: {"extra_special_tokens": items}, 50_000),
+        (lambda items: {"additional_special_tokens": items}, 50_000),
+    ],
+)
+def test_as_many_tokens_as_may_be(held, most):
+    tame._require_few("tokenizer.json", held([0] * most))
+    with pytest.raises(mt.ModelError, match=f"at most {most:,} may be"):
+        tame._require_few("tokenizer.json", held([0] * (most + 1)))
 
 
 def test_a_word_that_is_not_known_is_told(folder):

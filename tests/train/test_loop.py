@@ -5,7 +5,7 @@ import pytest
 import model_tools as mt
 from base_model.architecture.config import skeleton_of
 from base_model.train.ladder import compare_training
-from base_model.train.loop import plan_training
+from base_model.train.loop import note_of, plan_training
 from tests.plan.test_adapters import llama_config
 from tests.plan.test_inference import ARCHITECTURES, config_of
 
@@ -129,6 +129,12 @@ def test_parts_at_the_peak_add_up_to_it(toy):
     largest = mt.plan_trainer(toy, args, tokens=64).iloc[0]
     assert largest["peak_bytes"] == table.loc[0, "peak_bytes"]
     assert (table.loc[0, parts] <= largest[parts]).all()
+
+
+def test_a_text_as_long_as_the_model_was_made_for_is_no_longer_one():
+    config = config_of("llama", max_position_embeddings=32)
+    assert note_of(config, 32) == ""
+    assert note_of(config, 33) == "the model was made for 32 tokens"
 
 
 def test_checkpointing_and_quantising_do_what_they_are_for():

@@ -12,6 +12,8 @@ def test_every_published_run_has_an_architecture_or_a_reason():
     assert set(table["measure"]) == {"allocated", "as in README"}
     assert table["source"].str.contains("/").all()
     assert (table["peak_gib"] > 1).all()
+    positions = {name: one["max_position_embeddings"] for name, one in runs.MODELS.items()}
+    assert (planned["tokens"] <= planned["model"].map(positions)).all()
     assert table.iloc[runs.ON_PAGE]["method"].tolist() == ["full", "lora"]
 
 
@@ -65,7 +67,7 @@ def test_the_page_shows_misses_as_well_as_hits(monkeypatch):
     monkeypatch.setattr(accuracy, "compare_runs", compared)
     monkeypatch.setattr(accuracy, "check_plans", lambda: checks)
     page = accuracy.accuracy()
-    assert "| run -0.5 | a card | allocated | 1.00 GiB | 1.00 GiB | -50.0% | **no** |" in page
+    assert "\n| run -0.5 | a card | allocated | 1.00 GiB | 1.00 GiB | -50.0% | **no** |" in page
     assert "| run 0.0 | a card | 1,000 | 1,000 | 750 to 1,250 | +0.0% | yes |" in page
     assert "| run -0.5 | a card | 1,000 | 600 | 750 to 625 | -40.0% | **no** |" in page
     assert "| x | 1 | 1 | +0.0% | yes |" in page

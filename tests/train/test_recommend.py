@@ -9,6 +9,7 @@ import model_tools as mt
 from base_model.architecture.config import read_architecture
 from base_model.train import recommend as room
 from base_model.train.methods import METHODS, method_of
+from base_model.train.published import LLAMA_3_2_3B
 from tests.folders import write_toy
 
 
@@ -31,12 +32,15 @@ def test_the_batch_fits_and_the_next_does_not(toy):
     assert room.needed(search.plan(batch + 1).peak) > search.place.usable
 
 
-def test_what_does_not_fit_says_what_is_missing(toy):
+@pytest.mark.parametrize(("sure", "end"), [(room.SURE, "MiB, at least."), (float("inf"), "MiB.")])
+def test_what_does_not_fit_says_what_is_missing(toy, monkeypatch, sure, end):
+    """A few layers propose a lower bound; a plan of the whole tells what is missing."""
+    monkeypatch.setattr(room, "SURE", sure)
     row = dict(
         zip(room.COLUMNS, room.row_of(search := search_in(toy, 1 << 20), room.largest(search), None), strict=True)
     )
     assert row["verdict"] == "does not fit"
-    assert "misses" in row["why"] and "MiB" in row["why"]
+    assert "misses" in row["why"] and row["why"].endswith(f" {end}")
 
 
 def test_a_few_layers_propose_what_the_whole_takes():
@@ -109,15 +113,51 @@ def test_where_nothing_fits_the_nearest_thing_is_named(toy, monkeypatch):
     assert "tokens it would fit" in shorter["why"][0], shorter[["peak_bytes", "why"]].to_string()
 
 
-@pytest.mark.parametrize(("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**33, 2**33)])
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (128, "With texts of 64 tokens it would fit."),
+        (127, "about 12 such cards could share it (devices=12), or a smaller model of the family would, of some 1.3 b"),
+    ],
+)
+def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
+    """Four cards of 11 GiB for a peak of 25 GiB on each, 2.5 times as much with what is reserved."""
+    from transformers import LlamaConfig
+
+    monkeypatch.setattr(room.Search, "proposed", lambda *_: 0.0)
+    row = {"method": METHODS[5].name, "checkpointing": True, "tokens": tokens, "devices": 4, "peak_bytes": 25 * 2**30}
+    place = room.Place("a card", 11 * 2**30, None)
+    assert words in room._nearest(LlamaConfig(**LLAMA_3_2_3B), place, pd.Series(row))
+
+
+@pytest.mark.parametrize(
+    ("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**20, 2**20), ("1024 TiB", 2**50)]
+)
 def test_a_memory_is_read(memory, size):
     assert room.bytes_of(memory) == size
 
 
-@pytest.mark.parametrize("memory", [0, -1, "much", "24 parsecs", True, "1e400GB", None, "nan GiB"])
+@pytest.mark.parametrize(
+    "memory", [0, -1, 2**20 - 1, "1025 TiB", "much", "24 parsecs", True, "1e400GB", None, "nan GiB"]
+)
 def test_what_is_no_memory_is_refused(memory):
     with pytest.raises(mt.ModelError, match="24GiB"):
         room.bytes_of(memory)
+
+
+@pytest.mark.parametrize(
+    ("usable", "verdict"), [(1039, "does not fit"), (1040, "tight"), (1099, "tight"), (1100, "fits")]
+)
+def test_a_verdict_leaves_what_the_allocator_reserves(usable, verdict):
+    assert room.verdict_of(1000, usable) == verdict
+
+
+@pytest.mark.parametrize(("room_for", "longest"), [(63, None), (64, 64), (200, 192), (600, 512)])
+def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_for, longest):
+    """Four texts of 64 tokens are there, and each token takes a KiB; the toy has 512 positions."""
+    search = search_in(toy, int((2**30 + 1 + (room_for - 4 * 64) * 1024) * room.RESERVED))
+    found = room._longest(search, 4, room.Step(2**30, room.Counter(), False), 64 * 1024.0)
+    assert pd.isna(found) if longest is None else found == longest
 
 
 def test_what_error_correction_and_the_driver_hold_is_not_usable():

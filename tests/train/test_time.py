@@ -103,6 +103,11 @@ def test_a_card_without_bfloat16_computes_it_in_float32_unless_float16_is_asked_
     assert time_on(costs, tokens, old, half).iloc[0]["compute_s"] < slow
 
 
+def test_a_plain_loop_has_one_batch_a_step(toy):
+    arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    assert step_costs(read_architecture(toy), arguments, None, None, 64, "plain", None)[1] == 2 * 64
+
+
 def test_accumulation_adds_micro_batches(toy):
     one, two = costs_of(toy), costs_of(toy, gradient_accumulation_steps=2)
     assert two[1] == 2 * one[1]

@@ -345,6 +345,13 @@ def test_experts_that_stay_unpacked_are_told():
         plan(config_of("mixtral"), None, lora(target_modules=["q_proj"]), nf4())
 
 
+@pytest.mark.parametrize(("given", "cuda"), [({}, True), ({"use_cpu": False}, True), ({"use_cpu": True}, False)])
+def test_a_card_is_planned_unless_the_cpu_is_asked_for(given, cuda, tmp_path):
+    from base_model.train.arguments import planned_run
+
+    assert planned_run(given, 64, None, str(tmp_path)).cuda == cuda
+
+
 def test_arguments_in_a_dict_may_be_those_of_hf_s_trainer(toy):
     """Whole logits, three copies of them in float32; and no card is asked for."""
     from base_model.train import planning

@@ -47,6 +47,21 @@ def test_what_cannot_be_tried_is_told_before_anything_runs(toy, monkeypatch, row
         mt.try_training(toy, row, steps=steps)
 
 
+@pytest.mark.parametrize("texts", [2, 60, 160, 3000])
+def test_each_step_has_a_whole_batch_once_some_texts_are_held_out(toy, texts):
+    import datasets
+
+    from base_model.architecture.config import read_architecture
+    from base_model.train.settings import choice_of
+
+    data = datasets.Dataset.from_dict({"text": list(map(str, range(5000)))})
+    made = trial._texts(read_architecture(toy), choice_of(LORA | {"batch": texts // 2, "tokens": 2}), 2)
+    for rows in (trial._sample(data, texts), made):
+        held_out = min(200, max(1, len(rows) // 10))  # as the script does
+        assert texts <= len(rows) - held_out <= 1.2 * texts + trial.HELD_OUT
+    assert len(trial._sample(data.select(range(texts)), texts)) == texts
+
+
 def test_a_model_without_weights_is_told(toy, tmp_path):
     (tmp_path / "config.json").write_bytes((toy / "config.json").read_bytes())
     with pytest.raises(mt.ModelError, match="fetch_model"):
