@@ -14,7 +14,7 @@ from base_model.architecture.config import is_tied, read_architecture
 from base_model.architecture.dtypes import PLANNED, planned_header, read_planned
 from base_model.hub import download, remote
 from base_model.hub.access import UnknownModelError
-from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate, only_described
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate, not_here, only_described
 from base_model.read.descriptions import describe_file, tree_lines
 from base_model.read.folder import file_sizes, model_headers, read_config, readable_headers
 from base_model.read.tensors import group_parameters, tensor_table, without_collector
@@ -192,9 +192,10 @@ def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int
     """
     require_whole("steps", steps, trial.LEAST)
     if not is_complete(local_folder(model)):
-        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` downloads it.")
+        raise not_here(model)
     choice = choice_of(row)
     written = write_script(model, row, folder, data)
+    print(f"Wrote {written}. It now runs for {steps:,} steps; what it says goes to train.log beside it.")
     config = read_architecture(local_folder(model))
     measured = trial.compared(config, choice, trial.run_script(written, steps))
     prompts = script.questions(data, QUESTIONS)

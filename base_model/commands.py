@@ -6,12 +6,14 @@ piped. A fault is one sentence and exit code 1; wrong usage is exit code 2.
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from itertools import count
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import pandas as pd
@@ -23,9 +25,9 @@ from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
 from base_model.show.page import RUNS, last_run, run_name, run_notebook, working_copy, write_page
+from base_model.show.sentences import best_rows, in_words
 from base_model.show.words import in_units, readable
 from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
-from base_model.train.recommend import RULE
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
@@ -88,7 +90,7 @@ def check(model: Model, as_json: AsJson = False) -> None:
 def plan(
     model: Model,
     tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
-    batch: Annotated[int, typer.Option(help="Texts in each step.")] = 1,
+    batch: Annotated[int, typer.Option(help="Texts per step.")] = 1,
     gpu: Annotated[
         str | None, typer.Option(help="The card to tune on, such as 'RTX 4090'.", show_default=False)
     ] = None,
@@ -103,18 +105,36 @@ def plan(
 
     With --gpu, --memory or --data: the methods that fit, best first. A config.json is enough: no weights are needed.
     """
+    if gpu or memory or data:
+        with _aside():
+            answer = recommend(model, gpu, memory, data, tokens, devices)
+        _print({"answer": answer if as_json else best_rows(answer)}, as_json)
+        if not as_json:
+            print(fill(in_words(answer), 100) + _try_it(model, answer.iloc[0], data))
+        return
     with _aside():
-        if gpu or memory or data:
-            tables = {"answer": recommend(model, gpu, memory, data, tokens, devices)}
-            print(RULE)
-        else:
-            tables = {
-                "machine": this_machine(),
-                "inference": plan_inference(model),
-                "adapters": plan_adapters(model),
-                "training": compare_training(model, tokens, batch),
-            }
+        tables = {
+            "machine": this_machine(),
+            "inference": plan_inference(model),
+            "adapters": plan_adapters(model),
+            "training": compare_training(model, tokens, batch),
+        }
     _print(tables, as_json)
+
+
+def _try_it(model: str, row: pd.Series, data: Path | None) -> str:
+    """The command that tries a row of the answer here, to copy; nothing where it fits nowhere, or shares cards."""
+    if row["verdict"] not in ("fits", "tight") or row["devices"] > 1:
+        return ""
+    words = [*_program(), "train", model, "--method", row["method"], "--batch", row["batch"], "--tokens", row["tokens"]]
+    words += ["--checkpointing"] if row["checkpointing"] else []
+    words += ["--data", data] if data else []
+    return f"\n\nTo try it on this machine:\n  {shlex.join(map(str, words))}"
+
+
+def _program() -> list[str]:
+    """How this command was called."""
+    return ["python", sys.argv[0]] if Path(sys.argv[0]).suffix == ".py" else ["base-model"]
 
 
 @app.command()
@@ -124,12 +144,12 @@ def train(
         Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet), or else the project's.")
     ] = None,
     method: Annotated[str, typer.Option(help="One of the methods of `recommend`.")] = DEFAULT_METHOD,
-    steps: Annotated[int, typer.Option(help="Steps of training, at least 3.")] = 20,
-    batch: Annotated[int, typer.Option(help="Texts in each step.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Where longer texts are cut.")] = 256,
+    steps: Annotated[int, typer.Option(help="Training steps, at least 3.")] = 20,
+    batch: Annotated[int, typer.Option(help="Texts per step.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 256,
     checkpointing: Annotated[bool, typer.Option(help="Recompute activations in backward.")] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="A new one: runs/<model name>/train-1, or the next, unless given.")
+        Path | None, typer.Option(help="The folder to create; the next free runs/<model name>/train-N if not given.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,7 +159,6 @@ def train(
     """
     with _aside():
         place = folder or _next(RUNS / run_name(local_folder(model)))
-        print(f"Writes {place / 'train.py'}, and runs it for {steps:,} steps; what it says goes to train.log there.")
         row = {"method": method, "checkpointing": checkpointing, "batch": batch, "tokens": tokens}
         tables = by_name.train_model(model, row, place, data, steps)
     if as_json:

@@ -61,7 +61,11 @@ def test_plan_for_a_card_is_the_answer(toy):
     done = run("plan", toy, "--memory", "700MiB", "--tokens", "32", "--json", seconds=400)
     rows = json.loads(done.stdout)
     assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
-    assert "What fits stands first" in done.stderr
+    told = run("plan", toy, "--memory", "700MiB", "--tokens", "32", seconds=400).stdout
+    assert "The order: methods that fit first" in told.replace("\n", " ")
+    first = rows[0]
+    tried = f"train {toy} --method '{first['method']}' --batch {first['batch']} --tokens 32"
+    assert told.rstrip().endswith(tried + " --checkpointing" * first["checkpointing"])
     refused = run("plan", toy, "--gpu", "RTX 4091")
     assert refused.returncode == 1 and "4090" in refused.stderr and "Traceback" not in refused.stderr
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from base_model import ModelError
+from base_model import ModelError, visible
 from base_model.hub import access, remote
 from base_model.read.folder import completeness, explain_absence, is_file, is_folder, names_in
 from base_model.read.headers import Header
@@ -53,6 +53,15 @@ def nearest(folder: Path) -> str:
     names = [path.name for path in HERE.iterdir() if (path / "config.json").is_file()]
     close = difflib.get_close_matches(folder.name, names, n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def not_here(model: str | Path) -> ModelError:
+    """What to say where weights on this disk are needed."""
+    name = visible(str(model))
+    return ModelError(
+        f"{name} is not complete on this disk. `base-model get {name}` downloads it, or `fetch_model` in Python."
+        f"{nearest(local_folder(model))}"
+    )
 
 
 @contextmanager

@@ -102,4 +102,4 @@ def _unclear(name: str, found: list[str], known: list[str]) -> str:
     short = {" ".join(word for word in gpu.lower().split() if word not in NOISE): gpu for gpu in known}
     near = [short[match] for match in difflib.get_close_matches(name.lower(), short, n=3, cutoff=0.4)]
     hint = f"The nearest are {', '.join(near)}. " if near else ""
-    return f"The card {visible(name)!r} is not known. {hint}`gpus()` lists all."
+    return f"The card {visible(name)!r} is not known. {hint}`gpus()` in Python lists all."

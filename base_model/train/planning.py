@@ -10,7 +10,7 @@ import pandas as pd
 from base_model import ModelError, ModelWarning, visible
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.architecture.dtypes import read_planned
-from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder
+from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, not_here
 from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
 from base_model.train import ladder as ladder_room
@@ -238,7 +238,7 @@ def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) 
     """
     choice = choices.choice_of(row)
     if not is_complete(local_folder(model)):
-        raise ModelError(f"{visible(str(model))} is not complete on this disk: `fetch_model` downloads it.")
+        raise not_here(model)
     return trial.try_training(_config(model), choice, *_source(model), data, steps)
 
 

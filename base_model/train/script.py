@@ -33,7 +33,7 @@ from datasets import load_dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-MODEL = {model}
+MODEL = {model}{elsewhere}
 {revision}DATA = {data}{pattern}
 HERE = Path(__file__).parent  # everything is written beside this script
 SEED = {seed}
@@ -50,8 +50,7 @@ MORE = (
     'eval_strategy="steps",',
     "eval_steps=100,",
     "eval_on_start=True,  # the loss before tuning, which is the one to beat",
-    "save_steps=100,",
-    "save_total_limit=2,  # the others are deleted",
+    "save_steps=100, save_total_limit=2,  # older ones are deleted",
     "seed=SEED,",
 )
 RUN = """
@@ -72,7 +71,9 @@ trainer = SFTTrainer(
     model, args, train_dataset=parts["train"], eval_dataset=parts["test"],
     processing_class=tokenizer,{adapter}
 )
-{adapter_dtype}trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
+{adapter_dtype}if checkpoint := get_last_checkpoint(args.output_dir):
+    print(f"This goes on from {{checkpoint}}. Delete {{args.output_dir}} to begin anew.")
+trainer.train(resume_from_checkpoint=checkpoint)
 trainer.save_state()  # with all losses
 trainer.save_model(HERE / "{result}")
 """
@@ -87,8 +88,9 @@ if options.merge and trainer.is_world_process_zero():
     PeftModel.from_pretrained(base, HERE / "adapter").merge_and_unload().save_pretrained(HERE / "merged")
     tokenizer.save_pretrained(HERE / "merged")
 """
-OPTION = 'parser.add_argument("--merge", action="store_true", help="also write the merged model")\n'
-MERGED = "# and merge the adapter into the model, to serve it"
+OPTION = 'parser.add_argument("--merge", action="store_true", help="write the merged model in the end")\n'
+ELSEWHERE = "  # its place on this machine: change it for another one"
+MERGED = "# train to the end, then merge the adapter into the model, to serve it"
 FLASH = '  # "flash_attention_2" is faster for long texts, once flash-attn is installed'
 FSDP = """# accelerate launch --config_file {launch} {script}
 # FSDP2: each device keeps its part of the weights, gradients and optimizer states, and gathers one layer at a time.
@@ -123,7 +125,8 @@ def _of_model(config: Any, model: str, revision: str | None) -> dict[str, str]:
     """What the script says of the model. Names are written by `repr` alone, and stay data whatever they hold."""
     attention = "sdpa" if getattr(skeleton_of(config), "_supports_sdpa", False) else "eager"
     return {
-        "model": repr(model), "attention": attention, "flash": FLASH if attention == "sdpa" else "",
+        "model": repr(model), "elsewhere": ELSEWHERE if Path(model).is_absolute() else "",
+        "attention": attention, "flash": FLASH if attention == "sdpa" else "",
         "revision": f"REVISION = {revision!r}\n" if revision else "",
         "and_revision": "\n    revision=REVISION," if revision else "",
         "with_revision": ", revision=REVISION" if revision else "",
@@ -133,8 +136,8 @@ def _of_model(config: Any, model: str, revision: str | None) -> dict[str, str]:
 def _of_data(data: str) -> dict[str, str]:
     """What it says of the data; `datasets` takes a name for a pattern."""
     pattern = glob.escape(data)
-    kind, odd = KINDS[Path(data).suffix], "  # a pattern: [[] stands for [, and so on"
-    return {"seed": repr(SEED), "data": repr(pattern), "kind": kind, "pattern": odd if pattern != data else ""}
+    kind, odd = KINDS[Path(data).suffix], f"{ELSEWHERE}; a pattern: [[] stands for [, and so on"
+    return {"seed": repr(SEED), "data": repr(pattern), "kind": kind, "pattern": odd if pattern != data else ELSEWHERE}
 
 
 def _of_method(config: Any, choice: Choice) -> dict[str, str]:

@@ -133,11 +133,11 @@ def _precision(choice: Choice) -> str:
 
 def _arguments(choice: Choice) -> list[str]:
     """The arguments of `arguments`, as lines of Python."""
-    kept = "recompute activations in backward: less memory, a third more computing" if choice.checkpointing else ""
+    kept = "recomputed in backward: less memory, a third more computing" if choice.checkpointing else ""
     return [
         f"per_device_train_batch_size={choice.batch!r},  # gradient_accumulation_steps=4 would join four such batches",
         f"max_length={choice.tokens!r},  # tokens; what is longer is cut",
-        f"gradient_checkpointing={choice.checkpointing!r},{f'  # {kept}' if kept else ''}",
+        f"activation_checkpointing={choice.checkpointing!r},{f'  # {kept}' if kept else ''}",
         f"optim={choice.method.optim!r},",
         f"learning_rate={choice.rate!r},  # where to begin: the first thing to vary",
         "bf16=bf16,",

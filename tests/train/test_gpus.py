@@ -147,7 +147,7 @@ def test_a_name_for_cards_of_unlike_memory_is_refused():
 
 @pytest.mark.parametrize("name", ["RTX 7900", "RTX 4090 Laptop GPU", "RTX 4070 Super", "", "NVIDIA", "\x1b[2J"])
 def test_an_unknown_card_is_refused(name):
-    with pytest.raises(mt.ModelError, match=r"is not known\. .*`gpus\(\)` lists all") as caught:
+    with pytest.raises(mt.ModelError, match=r"is not known\. .*`gpus\(\)` in Python lists all") as caught:
         card(name)
     assert str(caught.value).isprintable()
 
