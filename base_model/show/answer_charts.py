@@ -103,6 +103,8 @@ def _mark_room(ax: "Axes", table: pd.DataFrame) -> None:
         return
     for row in table.dropna(subset=["peak_bytes", "share"]).head(1).itertuples():
         room = float(row.peak_bytes) / float(row.share) / GIB
+        if room > ax.get_xlim()[1]:  # everything fits
+            return
         ax.axvline(room, color=INK, linewidth=1.2, zorder=1)
         beside: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "bbox": PLATE}
         ax.annotate(f"fits up to {room:.1f} GiB", (room, 0.5), xytext=(-4, 0), ha="right", rotation=90, **beside)

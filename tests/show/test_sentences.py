@@ -115,6 +115,8 @@ def test_the_answer_is_a_point_per_row_and_a_label_per_method(answer):
         "fits up to 13.6 GiB",
     ]
     assert ax.get_title(loc="left") == "LoRA r16, all linear comes first of 2 methods that fit"
+    roomy = mt.plot_recommendation(answer.assign(share=answer["share"] / 100))
+    assert not [text for text in roomy.texts if text.get_text().startswith("fits up to")]  # far outside the picture
 
 
 def test_without_a_speed_each_method_is_a_row(answer):
