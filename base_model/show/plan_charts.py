@@ -134,7 +134,7 @@ def _largest_adapter(plan: pd.DataFrame) -> str:
     if known.empty:
         return "Trainable parameters"
     most = known.iloc[-1]
-    return f"No adapter trains more than {most['share']:.2%} of the parameters ({visible(most['adapter'])})"
+    return f"No adapter trains more than {most['share']:.2%} of the parameters"
 
 
 def _adapter_label(row: Any) -> str:
