@@ -1,5 +1,7 @@
 """The plan of a trainer's step; real runs on the CPU, and torch's own tracker of memory, are the judges."""
 
+import re
+
 import pytest
 
 from base_model import ModelError, ModelWarning
@@ -99,6 +101,14 @@ def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
     planned, real = both(folder, arguments, lora, 64)
     assert planned == pytest.approx(real, rel=1e-3)
     assert planned > 60 * MIB
+
+
+def test_the_workspace_is_what_cublas_states():
+    """`:4096:2:16:8` unless CUBLAS_WORKSPACE_CONFIG says else: pairs of KiB and how many; for two threads' handles."""
+    from base_model.train.trainer import WORKSPACE_BYTES
+
+    stated = re.findall(r":(\d+):(\d+)", ":4096:2:16:8")
+    assert sum(int(size) * int(count) for size, count in stated) * 1024 * 2 == WORKSPACE_BYTES
 
 
 def test_gradients_of_one_tensor_are_added_in_place():
