@@ -22,7 +22,8 @@ def results(function: Callable[[Item], Result], items: list[Item]) -> Iterator[t
     """
     start, rest = time.monotonic(), list(items)
     while rest and (len(rest) == 1 or time.monotonic() - start < ALONE_S):
-        yield rest[0], function(rest.pop(0))
+        item = rest.pop(0)
+        yield item, function(item)
     done: set[int] = set()
     if rest and (workers := min(count_workers(), len(rest))) > 1:
         try:
