@@ -24,6 +24,7 @@ from base_model.hub.demo import DEMO, make_demo_model
 from base_model.hub.fetch import open_model
 from base_model.hub.locate import HERE, is_complete, local_folder
 from base_model.plan.machine import this_machine
+from base_model.read.folder import is_file, is_folder
 from base_model.show.page import RUNS, last_run, run_name, run_notebook, working_copy, write_page
 from base_model.show.sentences import best_rows, in_words
 from base_model.show.words import in_units, readable
@@ -225,7 +226,7 @@ def lab(model: Named = None) -> None:
 
 def _from_anywhere(name: str) -> str:
     """What is found from here, a folder or a file, as it is found from anywhere; a Hub id or nothing as it stands."""
-    return str(Path(name).absolute()) if name and Path(name).exists() else name
+    return str(Path(name).absolute()) if name and (is_folder(Path(name)) or is_file(Path(name))) else name
 
 
 def main() -> None:

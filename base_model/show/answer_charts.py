@@ -12,6 +12,7 @@ from base_model.show.charts import (
     NEUTRAL,
     PAPER,
     PLATE,
+    THREAD,
     WIDE,
     WIDTH,
     bars,
@@ -90,11 +91,10 @@ def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
     named = table.sort_values("speed", kind="stable").drop_duplicates("method", keep="last")
     heights = spread((named["speed"] / ax.get_ylim()[1]).tolist(), GAP)
     place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
-    thread = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
     for row, height in zip(named.itertuples(), heights, strict=True):
         known = "" if pd.isna(row.accuracy) else f" ({row.accuracy:.3f})"
         words = f"{row.method}{known}" + ("" if row.verdict in RUNS else ", does not fit")
-        ax.annotate(words, (row.memory, row.speed), xytext=(1.03, height), arrowprops=thread, **place)
+        ax.annotate(words, (row.memory, row.speed), xytext=(1.03, height), arrowprops=THREAD, **place)
 
 
 def _mark_room(ax: "Axes", table: pd.DataFrame) -> None:

@@ -26,6 +26,8 @@ CARDS = (8, 12, 16, 24, 48, 80)  # GiB of common cards
 NEUTRAL, MUTED = "#4A7FA5", "#8C959F"  # where components play no part; what does not fit, or is only beside
 INK, FAINT, GRID, PAPER = "#24292F", "#59636E", "#E5E5E5", "#FFFFFF"
 PLATE: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # no line crosses a label
+# From a point to its name.
+THREAD = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
 NUMBERS = {"size", "parameters", "bytes", "trainable", "share", "context", "layer"}  # columns that hold nothing else
 MOST_ROWS = 200  # that are drawn, of any table; matplotlib takes a minute for some thousands
 WIDE, NARROW = 9.0, 4.4  # inches of a new figure; the narrow one is for a telephone, where one point is one pixel

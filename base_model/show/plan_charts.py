@@ -12,10 +12,10 @@ from base_model.show.charts import (
     COLOURS,
     INK,
     MOST_ROWS,
-    MUTED,
     NEUTRAL,
     PAPER,
     PLATE,
+    THREAD,
     bars,
     drawable,
     first_rows,
@@ -105,10 +105,9 @@ def _name_lines(ax: "Axes") -> None:
     ends = sorted((heights[-1], name) for name, heights in lines if heights)
     places = spread([(math.log(end) - low) / (high - low) for end, _ in ends], 0.07)
     right = max(list(map(float, line.get_xdata()))[-1] for line in ax.get_lines()[:-1])  # type: ignore[arg-type]
-    thread = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 5}
     for (end, name), place in zip(ends, places, strict=True):
         where: dict[str, Any] = {"xytext": (1.04, place), "textcoords": "axes fraction", "va": "center"}
-        ax.annotate(name, (right, end), arrowprops=thread, annotation_clip=False, **where)
+        ax.annotate(name, (right, end), arrowprops=THREAD, annotation_clip=False, **where)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate(limit[0], (0.02, limit[1][0]), xytext=(0, 4), bbox=PLATE, **beside)
 
