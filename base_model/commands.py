@@ -29,6 +29,7 @@ from base_model.show.page import RUNS, last_run, run_name, run_notebook, working
 from base_model.show.sentences import best_rows, in_words
 from base_model.show.words import in_units, readable
 from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
+from base_model.train.recommend import FITTING
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
@@ -125,7 +126,7 @@ def plan(
 
 def _try_it(model: str, row: pd.Series, data: Path | None) -> str:
     """The command that tries a row of the answer here, to copy; nothing where it fits nowhere, or shares cards."""
-    if row["verdict"] not in ("fits", "tight") or row["devices"] > 1:
+    if row["verdict"] not in FITTING or row["devices"] > 1:
         return ""
     words = [*_program(), "train", model, "--method", row["method"], "--batch", row["batch"], "--tokens", row["tokens"]]
     words += ["--checkpointing"] if row["checkpointing"] else []

@@ -29,12 +29,12 @@ from base_model.show.charts import (
     title,
 )
 from base_model.show.sentences import hours_in_words, million_range
+from base_model.train.recommend import FITTING, RESERVED, usable_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 2**30
-RUNS = ("fits", "tight")
 
 
 def method_colour(name: str) -> str:
@@ -51,7 +51,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     table = drawable(table, "recommend", *columns).dropna(subset="least_bytes")
     if table.empty:
         raise ModelError("No method could be planned, so there is nothing to draw. The column `why` says why.")
-    speeds = table["tokens_per_s"].where(table["verdict"].isin(RUNS))
+    speeds = table["tokens_per_s"].where(table["verdict"].isin(FITTING))
     in_rows = WIDTH.get() < WIDE or speeds.isna().all()
     ax = new_axes(ax, 1.8 + rows_height(table["method"].nunique(), 0.45) if in_rows else 5)
     table = table.assign(memory=table["least_bytes"].astype(float) / GIB, speed=speeds.fillna(0).astype(float))
@@ -93,7 +93,7 @@ def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
     place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
     for row, height in zip(named.itertuples(), heights, strict=True):
         known = "" if pd.isna(row.accuracy) else f" ({row.accuracy:.3f})"
-        words = f"{row.method}{known}" + ("" if row.verdict in RUNS else ", does not fit")
+        words = f"{row.method}{known}" + ("" if row.verdict in FITTING else ", does not fit")
         ax.annotate(words, (row.memory, row.speed), xytext=(1.03, height), arrowprops=THREAD, **place)
 
 
@@ -101,8 +101,8 @@ def _mark_room(ax: "Axes", table: pd.DataFrame) -> None:
     """The highest peak that fits this place, where the table tells it."""
     if not {"peak_bytes", "share"}.issubset(table):
         return
-    for row in table.dropna(subset=["peak_bytes", "share"]).head(1).itertuples():
-        room = float(row.peak_bytes) / float(row.share) / GIB
+    for usable in usable_in(table.dropna(subset=["peak_bytes", "share"]).head(1)):
+        room = usable / RESERVED / GIB
         if room > 0.93 * ax.get_xlim()[1]:  # nearly everything fits
             return
         ax.axvline(room, color=INK, linewidth=1.2, zorder=1)
@@ -121,7 +121,7 @@ def _pair(ax: "Axes", pair: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
 
 def _pair_in_words(pair: pd.DataFrame) -> str:
     """`5,900 tokens/s, 0.478` of a method, with or without checkpointing; whether it fits at all."""
-    fits = pair[pair["verdict"].isin(RUNS)]
+    fits = pair[pair["verdict"].isin(FITTING)]
     speed, accuracy = fits["tokens_per_s"].max() if len(fits) else float("nan"), pair["accuracy"].iloc[0]
     words = "does not fit" if fits.empty else "fits" if pd.isna(speed) else f"{float(f'{speed:.2g}'):,.10g} tokens/s"
     return words if pd.isna(accuracy) else f"{words}, {accuracy:.3f}"
@@ -129,9 +129,9 @@ def _pair_in_words(pair: pd.DataFrame) -> str:
 
 def _finding(table: pd.DataFrame) -> str:
     best = table.iloc[0]
-    if best["verdict"] not in RUNS:
+    if best["verdict"] not in FITTING:
         return "No method fits"
-    fit = table.loc[table["verdict"].isin(RUNS), "method"].nunique()
+    fit = table.loc[table["verdict"].isin(FITTING), "method"].nunique()
     name = f"{best['method'][:1].upper()}{best['method'][1:]}"
     return f"{name} comes first of {fit} methods that fit" if fit > 1 else f"{name} is the only method that fits"
 
@@ -144,7 +144,7 @@ def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     table = first_rows(whole, ax)
     hours = table["hours_per_million"].astype(float)
     low, high = million_range(table)
-    colours = [NEUTRAL if verdict in RUNS else MUTED for verdict in table["verdict"]]
+    colours = [NEUTRAL if verdict in FITTING else MUTED for verdict in table["verdict"]]
     if len(table) and hours.min() > 0 and hours.max() > 50 * hours.min():  # a CPU beside a card: both are to be seen
         ax.set_xscale("log")
         ax.set_xlim(low.min() / 3, high.max() * 1.3)
@@ -154,7 +154,7 @@ def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     cells = zip(map(hours_in_words, low, high), table["verdict"], strict=True)
     label_bars(ax, high, [f"{time}, {verdict}" for time, verdict in cells])
     title(ax, _pace(whole))
-    unfit = "" if whole["verdict"].isin(RUNS).all() else " (grey: the step does not fit)"
+    unfit = "" if whole["verdict"].isin(FITTING).all() else " (grey: the step does not fit)"
     subtitle(ax, f"Time for a million tokens on each card, with its range{unfit}")
     ax.set(xlabel=f"hours per million tokens{', log scale' * (ax.get_xscale() == 'log')}")
     return ax
@@ -162,7 +162,7 @@ def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def _pace(table: pd.DataFrame) -> str:
     """The first card that has the memory: the one that was asked for, if it has."""
-    runs = table[table["verdict"].isin(RUNS)].head(1)
+    runs = table[table["verdict"].isin(FITTING)].head(1)
     if runs.empty:
         return "This step fits none of the cards" if len(table) else "No cards"
     time = hours_in_words(*(ends.iloc[0] for ends in million_range(runs)))

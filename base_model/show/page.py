@@ -152,14 +152,15 @@ def _page_of(executed: Any, path: Path) -> bytes:
 
 def set_cells(table: str) -> str:
     """The cells of an HTML table: short ones stay on one line, long names break after a dot."""
+    return re.sub(r"<td([^>]*)>([^<]*)</td>", _cell, table)
 
-    def cell(found: re.Match[str]) -> str:
-        style, text = found.groups()
-        if len(html.unescape(text)) <= SHORT:
-            return f'<td class="short"{style}>{text}</td>'
-        return f"<td{style}>{re.sub(DOT, '.<wbr>', text)}</td>"
 
-    return re.sub(r"<td([^>]*)>([^<]*)</td>", cell, table)
+def _cell(found: re.Match[str]) -> str:
+    """One cell, from its attributes and its text."""
+    style, text = found.groups()
+    if len(html.unescape(text)) <= SHORT:
+        return f'<td class="short"{style}>{text}</td>'
+    return f"<td{style}>{re.sub(DOT, '.<wbr>', text)}</td>"
 
 
 def _as_base64(text: str) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from base_model import ModelError, format_bytes, format_count, format_share
-from base_model.train.recommend import RESERVED, RESERVED_AT_BEST, RULE
+from base_model.train.recommend import FITTING, RESERVED_AT_BEST, RULE, needed, usable_in
 
-RUNS = ("fits", "tight")
 HOUR, MINUTE = 3600, 60
 
 
@@ -62,7 +61,7 @@ def _round(value: float) -> str:
 
 def _on_answer(table: pd.DataFrame) -> str:
     best = table.iloc[0]
-    if best["verdict"] not in RUNS:
+    if best["verdict"] not in FITTING:
         return f"Nothing fits. {best['method']} comes nearest: {best['why']}"
     how = "with" if best["checkpointing"] else "without"
     epoch = hours_in_words(best["hours_low"], best["hours_high"])
@@ -76,12 +75,11 @@ def _on_answer(table: pd.DataFrame) -> str:
 
 def _beyond(table: pd.DataFrame) -> str:
     """The methods that fit in no way, and by how much they miss."""
-    rest = table[~table["method"].isin(table.loc[table["verdict"].isin(RUNS), "method"])]
+    rest = table[~table["method"].isin(table.loc[table["verdict"].isin(FITTING), "method"])]
     rest = rest[rest["verdict"] == "does not fit"].drop_duplicates("method")  # ranked: what misses least
     if rest.empty:
         return ""
-    beyond = rest["peak_bytes"].astype(float) * (RESERVED_AT_BEST - RESERVED / rest["share"])
-    misses = zip(rest["method"], beyond, strict=True)
+    misses = zip(rest["method"], needed(rest["peak_bytes"], RESERVED_AT_BEST) - usable_in(rest), strict=True)
     each = ", ".join(f"{method} ({format_bytes(int(size))} too much)" for method, size in misses)
     return f" {'These do' if len(rest) > 1 else 'This does'} not fit: {each}."
 

@@ -10,6 +10,7 @@ from base_model.architecture.config import skeleton_of
 from base_model.plan.adapters import RANK, default_adapters
 from base_model.train.loop import COLUMNS, PARTS, note_of
 from base_model.train.methods import METHODS, adapter_of, method_of, packing_of
+from base_model.train.progress import planning_bar
 from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
@@ -23,9 +24,6 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     The parts are as they are at the peak, so that they add up to it. A method that cannot be measured for this
     architecture has <NA>, and its `note` says why; of one that can, how.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm.auto import tqdm
-
     require_whole("tokens", tokens, least=2)
     require_whole("batch", batch)
     adapters = default_adapters(skeleton_of(config))
@@ -38,9 +36,7 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     ]
     tried = [(*method, checkpointing) for checkpointing in (False, True) for method in methods]
     rows = []
-    for name, adapter, packed, checkpointing in tqdm(
-        tried, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
-    ):
+    for name, adapter, packed, checkpointing in planning_bar(tried):
         arguments = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
         named = name + (", checkpointing" if checkpointing else "")
         rows.append([named, batch, tokens, *at_peak(config, arguments, adapter, packed, tokens)])
@@ -60,16 +56,11 @@ def at_peak(config: Any, args: Any, adapter: Any, packing: Any, tokens: int) -> 
 
 def ladder(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     """One change per row, from TRL's defaults on, in `LADDER_COLUMNS`; `difference_bytes` is against the first row."""
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm.auto import tqdm
-
     require_whole("tokens", tokens, least=4)  # it is halved
     require_whole("batch", batch)
     rows = [
         [change, size, length, *at_peak(config, args, adapter, packed, length)]
-        for change, size, length, args, adapter, packed in tqdm(
-            _changes(config, tokens, batch), desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()
-        )
+        for change, size, length, args, adapter, packed in planning_bar(_changes(config, tokens, batch))
     ]
     table = pd.DataFrame(rows, columns=[name for name in LADDER_COLUMNS if name != "difference_bytes"])
     table = table.astype(dict.fromkeys(COLUMNS, "Int64"))

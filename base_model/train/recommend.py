@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from base_model.plan.machine import this_machine
 from base_model.read.tensors import places
 from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
+from base_model.train.progress import planning_bar
 from base_model.train.time import time_on
 from base_model.train.trainer import WORKSPACE_BYTES, measured
 from base_model.train.workers import results
@@ -28,6 +30,7 @@ COLUMNS = (
     "method", "checkpointing", "batch", "tokens", "peak_bytes", "share", "verdict", "hours_low", "hours_high",
     "accuracy", "why", "longest", "tokens_per_s", "devices", "least_bytes",
 )  # fmt: skip
+FITTING = ("fits", "tight")  # verdicts of what can be run
 WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
 RULE = (
     "The order: methods that fit first; of these, the ones within 0.05 of the best published accuracy; then the faster."
@@ -120,10 +123,15 @@ class Search:
         workspace = WORKSPACE_BYTES if run.cuda else 0
         return Counter({moment: peak + workspace for moment, peak in ledger.peaks.items()})
 
+    @cached_property
+    def depths(self) -> tuple[int, int]:
+        """The layers of the two models that propose."""
+        return depths_of(self.config)
+
     def proposed(self, batch: int) -> float:
         """The peak of the whole model: of each moment, the line through two models of a few layers goes there."""
         depth = layers_of(self.config)
-        less, more = depths_of(self.config)
+        less, more = self.depths
         if depth <= more:
             return max(self._peaks(self.config, batch).values())
         few, some = (self._peaks(shallow(self.config, layers), batch) for layers in (less, more))
@@ -195,19 +203,15 @@ def recommend(
         warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
-    if not table["verdict"].isin(["fits", "tight"]).any() and (table["verdict"] == "does not fit").any():
+    if not table["verdict"].isin(FITTING).any() and (table["verdict"] == "does not fit").any():
         table.loc[0, "why"] = f"{table.loc[0, 'why']} {_nearest(config, place, table.loc[0])}"
     return table
 
 
 def _rows(tried: list[Search], epoch: Callable[[int], float] | None) -> Iterator[list[Any]]:
     """The row of each search, as they come, with a bar that names the last; what several warn of is said once."""
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm.auto import tqdm
-
     told: set[str] = set()
-    off = are_progress_bars_disabled()
-    with tqdm(total=len(tried), desc="Planning", delay=3, leave=False, disable=off) as bar:
+    with planning_bar(total=len(tried)) as bar:
         for search, (found, warned) in results(outcome_of, tried):
             for message in set(warned) - told:
                 warnings.warn(message, ModelWarning, stacklevel=2)
@@ -239,7 +243,7 @@ def _nearest(config: Any, place: Place, row: pd.Series) -> str:
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
     """The rows by `RULE`."""
     order = {"fits": 0, "tight": 1, "does not fit": 2, "not planned": 3}
-    best = table.loc[table["verdict"].isin(["fits", "tight"]), "accuracy"].max()
+    best = table.loc[table["verdict"].isin(FITTING), "accuracy"].max()
     alike = (table["accuracy"] >= (0 if pd.isna(best) else best) - ALIKE).fillna(False)
     keys = pd.DataFrame({
         "verdict": table["verdict"].map(order), "alike": ~alike.astype(bool),
@@ -253,6 +257,11 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 def needed(peak: float, reserved: float = RESERVED) -> float:
     """What a card must have for this allocated peak."""
     return peak * reserved
+
+
+def usable_in(row: Any) -> Any:
+    """What the place of a row of `recommend` has, in bytes; of a table, a column."""
+    return needed(row["peak_bytes"]) / row["share"]
 
 
 def verdict_of(peak: float, usable: int) -> str:

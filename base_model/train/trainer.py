@@ -22,6 +22,7 @@ from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
 from base_model.train.arguments import Run, planned_run
 from base_model.train.loop import COLUMNS, PARTS, embedding_bytes
+from base_model.train.progress import planning_bar
 
 if TYPE_CHECKING:
     from base_model.plan.ledger import Ledger
@@ -84,6 +85,25 @@ def row_of(ledger: "Ledger", embedding: int, run: Run) -> list[Any]:
     return [*parts.values(), embedding, ledger.peak + workspace, ledger.most["host"], ledger.peak_moment]
 
 
+@contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """The process is afterwards as it was.
+
+    accelerate collects garbage before the first step: of this plan, not of all that was there before. And a forward
+    that calls itself enters its autocast twice, which then stays on, and would round all that comes later.
+    """
+    import torch
+
+    gc.freeze()
+    enabled = torch.is_autocast_enabled("cpu")
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", enabled)
+        gc.unfreeze()
+
+
+@_leaving_no_trace()
 def measure(
     config: Any,
     run: Run,
@@ -93,34 +113,6 @@ def measure(
     bar: bool = False,
 ) -> tuple["Ledger", int]:
     """The ledger of one step of the run, and the bytes of the embedding."""
-    gc.freeze()  # accelerate collects garbage before the first step: of this plan, not of all that was there before
-    try:
-        with _autocast_as_it_was():
-            return _measure(config, run, peft_config, quantization_config, observe, bar)
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _autocast_as_it_was() -> Iterator[None]:
-    """A forward that calls itself enters its autocast twice, which then stays on and rounds all that comes later."""
-    import torch
-
-    enabled = torch.is_autocast_enabled("cpu")
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cpu", enabled)
-
-
-def _measure(
-    config: Any,
-    run: Run,
-    peft_config: Any,
-    quantization_config: Any,
-    observe: Callable[..., None] | None,
-    bar: bool,
-) -> tuple["Ledger", int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from base_model.plan.ledger import ALLOCATION, Ledger
@@ -241,13 +233,10 @@ def _progress(model: Any, run: Run) -> Iterator[None]:
 
     Sharded ones are others by then, so their backward does not show.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm.auto import tqdm
-
     count = sum(1 for parameter in model.parameters() if parameter.requires_grad)
     passes = 1 + run.args.gradient_checkpointing + (run.devices == 1)
     total = run.args.gradient_accumulation_steps * passes * count
-    with tqdm(total=total, desc="Planning", delay=3, leave=False, disable=are_progress_bars_disabled()) as bar:
+    with planning_bar(total=total) as bar:
         _show_progress(model, bar)
         yield
 
