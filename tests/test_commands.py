@@ -92,6 +92,9 @@ def test_train_writes_a_script_runs_it_and_shows_what_came_of_it(toy, tmp_path):
 def test_train_refuses_before_it_writes(toy, tmp_path):
     done = run("train", toy, "--steps", "1", cwd=tmp_path)
     assert (done.returncode, "steps must be a whole number from 3" in done.stderr) == (1, True)
+    typo = run("train", "org/SmolLM2-135M-Instuct", cwd=tmp_path)
+    assert typo.returncode == 1 and "`python model_tools.py get org/SmolLM2-135M-Instuct` downloads it" in typo.stderr
+    assert typo.stderr.rstrip().endswith("Did you mean SmolLM2-135M-Instruct?") and typo.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 

@@ -59,8 +59,8 @@ def not_here(model: str | Path) -> ModelError:
     """What to say where weights on this disk are needed."""
     name = visible(str(model))
     return ModelError(
-        f"{name} is not complete on this disk. `base-model get {name}` downloads it, or `fetch_model` in Python."
-        f"{nearest(local_folder(model))}"
+        f"{name} is not complete on this disk. `python model_tools.py get {name}` downloads it, or `fetch_model` in "
+        f"Python.{nearest(local_folder(model))}"
     )
 
 

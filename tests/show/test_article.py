@@ -33,7 +33,7 @@ def notebook(toy):
         new_markdown_cell("# How to use this notebook", metadata={"tags": ["notebook-only"]}),
         printed(f"This run: {NAME}\nPlanned for an RTX 4090. Set in the environment: MODEL.\n"),
         new_markdown_cell("## The answer"),
-        shown("| method | peak |\n| :--- | ---: |\n| LoRA | 5 GiB |"),
+        shown("| method | peak |\n| :--- | ---: |\n| LoRA | 5 GiB |", caption="What <fits>"),
         chart(mt.plot_storage(files).figure),
         shown("Start with LoRA."),
         new_markdown_cell("## 1. Its parameters\n\nWhere?"),
@@ -86,6 +86,7 @@ def test_figures_and_tables_are_numbered_and_labelled_with_their_model(report):
     html = report.read_text(encoding="utf-8")
     assert html.count("<figcaption>") == html.count("<picture>") == 2
     assert "Figure 2. <strong>The " in html and html.count("Model: toy &lt;model&gt;") == 4
+    assert "<strong>Table 1.</strong> What &lt;fits&gt;. Model: toy" in html
     assert '<strong>Table 2.</strong> Model: Llama-3.2-3B <span class="hint always">' in html
     assert 'alt="Weights take ' in html and "image/png" not in html
 

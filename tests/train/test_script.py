@@ -129,6 +129,10 @@ def test_a_person_can_read_it(toy, tmp_path, method):
     assert 40 <= len([line for line in code if line.strip() and not line.lstrip().startswith("#")]) <= 70
     assert max(map(len, text.splitlines()[:6] + code)) <= 120 + len(str(toy))
     assert ("--merge" in text) == ("full" not in method)
+    assert (
+        f"MODEL = {str(toy)!r}  # its place on this machine" in text and text.count("# its place on this machine") == 2
+    )
+    assert text.index("Delete {args.output_dir} to begin anew") < text.index("trainer.train(")
 
 
 def test_a_run_holds_out_saves_goes_on_and_merges(toy, tmp_path, run):
