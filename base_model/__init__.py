@@ -1,9 +1,16 @@
 """The rooms behind `model_tools`, and what all of them share: two messages and how to write a number."""
 
 import numbers
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
 
 MOST = 10**9  # tokens or texts; far above any model of today
 LAYOUT = "\n\t\u200c\u200d"  # the last two join letters, in Persian or Hindi, and emoji
+HOUSE = Path(__file__).parent
+OURS = (f"{HOUSE}{os.sep}", str(HOUSE.with_name("model_tools.py")))  # how the names of our own source files begin
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
@@ -17,6 +24,13 @@ class ModelError(Exception):
 
 class ModelWarning(UserWarning):
     """A number is still given, but read this first."""
+
+
+def warn(message: str) -> None:
+    """A ModelWarning at the line of the user's that called the project, however deep inside it arose."""
+    stack = enumerate(traceback.walk_stack(sys._getframe()), start=1)
+    ours = [level for level, (frame, _) in stack if frame.f_code.co_filename.startswith(OURS)]
+    warnings.warn(message, ModelWarning, stacklevel=max(ours) + 1)
 
 
 def require_whole(name: str, value: object, least: int = 1) -> None:

@@ -1,13 +1,12 @@
 """What joins the rooms: a model's name, handed to the rooms that read, check, compare, run and report."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, format_bytes, require_whole, storable, visible
+from base_model import ModelError, format_bytes, require_whole, storable, visible, warn
 from base_model.architecture.checks import run_checks, warn_of_packed
 from base_model.architecture.comparison import model_table
 from base_model.architecture.config import is_tied, read_architecture
@@ -46,7 +45,7 @@ def list_files(model: str | Path) -> pd.DataFrame:
         if (hub_id := hub_id_of(model)) is None or isinstance(error, UnknownModelError):
             raise
         files = remote.listing(hub_id)  # public for a gated model too
-        warnings.warn(f"Files and sizes only. {error}", ModelWarning, stacklevel=2)
+        warn(f"Files and sizes only. {error}")
         return files
     sizes = file_sizes(folder)
     headers = readable_headers(folder, sizes)

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import model_tools as mt
 from tests.conftest import ROOT
+from tests.folders import write_tensors
 
 HEAVY = ("torch", "transformers", "matplotlib", "peft", "trl", "datasets", "huggingface_hub", "safetensors", "typer")
 
@@ -18,3 +21,11 @@ def test_importing_loads_nothing_heavy():
 def test_every_public_name_exists_and_explains_itself():
     for name in mt.__all__:
         assert getattr(mt, name).__doc__, name
+
+
+@pytest.mark.parametrize("call", [mt.read_tensors, mt.list_files, mt.list_tensors])
+def test_a_warning_names_the_line_of_the_caller(call, tmp_path):
+    write_tensors(tmp_path / "model.safetensors", {"a": ("I32", (4,))})
+    with pytest.warns(mt.ModelWarning) as caught:
+        call(tmp_path)
+    assert {warning.filename for warning in caught} == {__file__}

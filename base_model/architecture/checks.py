@@ -1,7 +1,6 @@
 """Every number that a model folder states twice, compared: the index, the headers, the files, config.json."""
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning
+from base_model import ModelError, warn
 from base_model.architecture.config import (
     class_names,
     count_parameters,
@@ -106,7 +105,7 @@ def _architecture(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
     try:
         yield from _against_skeleton(folder, table)
     except ModelError as error:
-        warnings.warn(f"Parameters are not compared with the architecture: {error}", ModelWarning, stacklevel=4)
+        warn(f"Parameters are not compared with the architecture: {error}")
 
 
 def _against_skeleton(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
@@ -130,7 +129,7 @@ def _active(config: Any, table: pd.DataFrame) -> Iterator[Check]:
     try:
         experts = experts_of(config)
     except ModelError as error:
-        warnings.warn(f"Active parameters are not compared: {error}", ModelWarning, stacklevel=5)
+        warn(f"Active parameters are not compared: {error}")
         return
     stored = int(table.loc[table["tensor"].str.contains(r"\.experts\."), "parameters"].sum())
     if experts is not None and stored:
@@ -150,4 +149,4 @@ def warn_of_packed(folder: Path, table: pd.DataFrame) -> None:
         return
     if parameters is not None and not parameters.match:
         words = f"The packed weights unpack to {parameters.found} parameters, but the architecture has"
-        warnings.warn(f"{words} {parameters.expected}.", ModelWarning, stacklevel=3)
+        warn(f"{words} {parameters.expected}.")

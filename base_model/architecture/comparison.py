@@ -1,13 +1,12 @@
 """Several models side by side, from their headers and config.json."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import COMPONENTS, ModelError, ModelWarning
+from base_model import COMPONENTS, ModelError, warn
 from base_model.architecture.config import is_tied, read_architecture
 from base_model.architecture.experts import active_parameters, experts_of
 from base_model.read.folder import read_config
@@ -57,7 +56,7 @@ def _active(folder: Path, parameters: int) -> int | Any:
         config = read_architecture(folder)
         return parameters if experts_of(config) is None else active_parameters(config)
     except (ModelError, ValueError) as error:  # ValueError: several text models in one
-        warnings.warn(f"{folder.name}: active parameters are not known. {error}", ModelWarning, stacklevel=6)
+        warn(f"{folder.name}: active parameters are not known. {error}")
         return pd.NA
 
 
@@ -66,7 +65,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         config = read_architecture(folder).get_text_config()
     except (ModelError, ValueError) as error:  # ValueError: several text models in one
-        warnings.warn(f"{folder.name}: sizes are left out of the comparison. {error}", ModelWarning, stacklevel=6)
+        warn(f"{folder.name}: sizes are left out of the comparison. {error}")
         return dict.fromkeys(SETTINGS, pd.NA)
     sizes = {column: getattr(config, name, None) for column, name in SETTINGS.items()}
     return {column: size if type(size) is int else pd.NA for column, size in sizes.items()}  # some have one per layer

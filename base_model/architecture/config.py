@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, brief, format_bytes, visible
+from base_model import ModelError, brief, format_bytes, visible, warn
 from base_model.read import limits
 from base_model.read.counting import stated_tie
 from base_model.read.folder import read_config
@@ -196,11 +195,7 @@ def skeleton_of(config: Any, dtype: str | None = None) -> Any:
                 f"config.json does not describe a causal language model that can be built: {brief(error)}."
             ) from error
         reason = brief(error).partition(". ")[0].rstrip(".")
-    warnings.warn(
-        f"Only the text model of this {config.model_type} is planned, not what reads images or sound: {reason}.",
-        ModelWarning,
-        stacklevel=3,
-    )
+    warn(f"Only the text model of this {config.model_type} is planned, not what reads images or sound: {reason}.")
     return skeleton_of(text, dtype)
 
 

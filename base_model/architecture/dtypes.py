@@ -1,11 +1,10 @@
 """The dtype in which a model is loaded, and so planned: as config.json states it, else as its weights are stored."""
 
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelWarning, visible
+from base_model import visible, warn
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.read.folder import file_sizes, read_config, readable_headers
 from base_model.read.headers import Header
@@ -55,10 +54,8 @@ def _of_the_text(folder: Path) -> str | None:
 
 
 def _assumed(folder: Path) -> str:
-    warnings.warn(
+    warn(
         f"config.json of {visible(folder.name)} states no dtype, and there are no weights to read it from: "
-        f"{UNSTATED} is assumed.",
-        ModelWarning,
-        stacklevel=5,
+        f"{UNSTATED} is assumed."
     )
     return UNSTATED

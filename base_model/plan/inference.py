@@ -1,6 +1,5 @@
 """Will it fit? The KV cache and the weights in several precisions, measured on the skeleton, beside what is free."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import cache
@@ -10,7 +9,7 @@ from unittest.mock import patch
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, brief, require_whole
+from base_model import ModelError, brief, require_whole, warn
 from base_model.architecture.config import skeleton_of
 from base_model.plan.machine import this_machine
 from base_model.plan.quantization import METHODS, quantize, stored_bytes
@@ -195,7 +194,7 @@ def _meter_or_none(config: Any) -> Callable[[int, Any], int] | None:
     try:
         return _cache_meter(config)
     except ModelError as error:
-        warnings.warn(f"The size of the cache is not known: {error}", ModelWarning, stacklevel=4)
+        warn(f"The size of the cache is not known: {error}")
         return None
 
 

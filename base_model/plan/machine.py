@@ -1,11 +1,10 @@
 """What this machine can really use: free RAM, what Apple's MPS recommends, free memory of the GPUs."""
 
-import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from base_model import ModelWarning, format_bytes
+from base_model import format_bytes, warn
 
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 
@@ -72,9 +71,7 @@ def warn_if_too_large(weights_bytes: int, device: str) -> None:
     """Say so before anything is loaded when the weights alone are more than the device has free."""
     free = usable_bytes(device)
     if weights_bytes > free:
-        warnings.warn(
+        warn(
             f"The weights take {format_bytes(weights_bytes)}, {device} has {format_bytes(free)} free: the machine may "
-            "swap or stop. Close other programs, or choose a smaller model, dtype or quantisation (`plan_inference`).",
-            ModelWarning,
-            stacklevel=3,
+            "swap or stop. Close other programs, or choose a smaller model, dtype or quantisation (`plan_inference`)."
         )

@@ -6,13 +6,12 @@ transformers reads: https://huggingface.co/docs/transformers/quantization/overvi
 """
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelWarning, visible
+from base_model import visible, warn
 from base_model.read.packing import MLX_GROUP, SMALL, Packing, bits_of, packing
 
 Tied = Callable[[dict[str, Any]], bool]  # whether a config.json ties the head to the embedding
@@ -91,10 +90,10 @@ def _hold_against_config(
     if type(stated) is int and found and found != [stated] and not quantization.get("dynamic"):
         bits = ", ".join(f"{number:g}" for number in found)
         words = f"config.json says {stated} bits, the shapes of its {method} weights say {bits}"
-        warnings.warn(f"Parameters are counted from the shapes: {words}.", ModelWarning, stacklevel=5)
+        warn(f"Parameters are counted from the shapes: {words}.")
     if told.unsure:
         words = f"{len(told.unsure):,} packed weights are counted as groups of {MLX_GROUP} that share a scale"
-        warnings.warn(f"{words}, which config.json does not state.", ModelWarning, stacklevel=5)
+        warn(f"{words}, which config.json does not state.")
 
 
 def _untold(
@@ -142,12 +141,12 @@ def _unpacked(
     each = table["dtype"].map(INTEGERS).fillna(8) // bits  # as many whole weights as go into one element
     if (packed & table["dtype"].isin(["I32", "I64"])).any():
         words = "Rows of packed weights may end in padding that their headers do not show; it is counted, too"
-        warnings.warn(f"{words}.", ModelWarning, stacklevel=5)
+        warn(f"{words}.")
     return counts.mask(packed, table["elements"] * each).astype("int64")
 
 
 def _warn(reason: str) -> None:
-    warnings.warn(f"Parameters are counted as stored elements: {reason}.", ModelWarning, stacklevel=5)
+    warn(f"Parameters are counted as stored elements: {reason}.")
 
 
 def _is_mask(table: pd.DataFrame) -> pd.Series:

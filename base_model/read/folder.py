@@ -4,13 +4,12 @@ import json
 import os
 import re
 import stat
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, ModelWarning, visible
+from base_model import ModelError, visible, warn
 from base_model.read.headers import AGAIN, Header, open_file, read_header, read_valid_header
 from base_model.read.limits import MAX_FILES, MAX_JSON_BYTES
 
@@ -142,9 +141,7 @@ def read_index(folder: Path) -> Index | None:
     except ModelError as error:
         if not os.path.lexists(folder / SINGLE_FILE):
             raise
-        warnings.warn(
-            f"{SINGLE_FILE} is the model; the index beside it is ignored: {error}", ModelWarning, stacklevel=3
-        )
+        warn(f"{SINGLE_FILE} is the model; the index beside it is ignored: {error}")
         return None
 
 
@@ -156,9 +153,7 @@ def _parse_index(content: dict[str, Any]) -> Index:
         if not _is_shard_name(file):
             raise ModelError(f"{INDEX_FILE} names {visible(file)!r}, which is not a shard in this folder. {AGAIN}")
     if not isinstance(metadata, dict):
-        warnings.warn(
-            f"{INDEX_FILE} has metadata that is not a JSON object; it is ignored.", ModelWarning, stacklevel=4
-        )
+        warn(f"{INDEX_FILE} has metadata that is not a JSON object; it is ignored.")
         metadata = {}
     return Index(weight_map, dict(_totals(metadata)))
 
@@ -179,7 +174,7 @@ def _totals(metadata: dict[str, Any]) -> Iterator[tuple[str, int]]:
         # some writers store a whole number as a float
         if isinstance(total, bool) or not isinstance(total, int | float) or not total >= 0 or total % 1:
             words = f"gives {visible(repr(total))[:100]} as {name}, which is not a count and is ignored"
-            warnings.warn(f"{INDEX_FILE} {words}.", ModelWarning, stacklevel=5)
+            warn(f"{INDEX_FILE} {words}.")
         else:
             yield name, int(total)
 
@@ -221,7 +216,7 @@ def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> di
     strays = [path.name for path in sorted(folder.glob("model*.safetensors")) if path.name not in headers]
     if strays:
         files = ", ".join(map(visible, strays))
-        warnings.warn(f"{files}: in the folder but not part of the model, so not counted.", ModelWarning, stacklevel=3)
+        warn(f"{files}: in the folder but not part of the model, so not counted.")
     return headers
 
 
@@ -239,7 +234,7 @@ def warn_of_oddities(folder: Path, headers: Mapping[str, Header], files: Iterabl
 
 
 def _warn_of(name: str, words: str) -> None:
-    warnings.warn(f"{visible(name)} {words}.", ModelWarning, stacklevel=5)
+    warn(f"{visible(name)} {words}.")
 
 
 def _gaps(files: Iterable[str]) -> Iterator[str]:
@@ -264,7 +259,7 @@ def readable_headers(folder: Path, names: Iterable[str]) -> dict[str, Header]:
             try:
                 headers[name] = read_header(folder / name)
             except ModelError as error:
-                warnings.warn(f"No parameters are counted in one file. {error}", ModelWarning, stacklevel=4)
+                warn(f"No parameters are counted in one file. {error}")
     return headers
 
 

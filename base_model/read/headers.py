@@ -8,14 +8,13 @@ Specification: https://huggingface.co/docs/safetensors/index#format
 import json
 import os
 import stat
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from base_model import ModelError, ModelWarning, format_bytes, visible
+from base_model import ModelError, format_bytes, visible, warn
 from base_model.read.limits import MAX_HEADER_BYTES
 
 AGAIN = "Delete it and download it again."
@@ -190,7 +189,7 @@ def _warn_of_surplus(path: Path, entries: dict[str, dict[str, Any]]) -> None:
     surplus = {field: name for name, entry in entries.items() for field in entry.keys() - FIELDS}
     for field, name in surplus.items():
         words = f"describes {visible(name)} with an unknown {visible(field)}, which is ignored"
-        warnings.warn(f"{visible(path.name)} {words}.", ModelWarning, stacklevel=6)
+        warn(f"{visible(path.name)} {words}.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

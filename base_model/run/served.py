@@ -2,13 +2,12 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from base_model import MOST, ModelError, ModelWarning, brief, visible, visible_text
+from base_model import MOST, ModelError, brief, visible, visible_text, warn
 from base_model.hub.limits import OverLimitError, ask, file_of, require_wanted
 from base_model.run.timing import Generation, Pass, decoding_speed, require_some, summary
 
@@ -99,7 +98,7 @@ def _counts(usage: Any, url: str, prompt: str, limit: int, pieces: int) -> tuple
             )
     if made < pieces - 1:  # a last piece may be an end without a token
         words = f"{url} reports {made:,} tokens for an answer that came in {pieces:,} pieces: its speed may be wrong."
-        warnings.warn(words, ModelWarning, stacklevel=2)
+        warn(words)
     return read, made
 
 

@@ -1,12 +1,11 @@
 """A data set in facts: what SFTTrainer would make of it, and what is wrong with it."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelWarning, format_share, require_whole
+from base_model import format_share, require_whole, warn
 from base_model.text.lengths import measured
 from base_model.text.packing import kept_tokens, packed_sequences, padded_tokens
 
@@ -33,7 +32,7 @@ def describe_data(
     require_whole("batch", batch)
     lengths, notes = measured(model, data, max_length, completion_only_loss, assistant_only_loss)
     for note in notes:
-        warnings.warn(f"TRL: {note}", ModelWarning, stacklevel=2)
+        warn(f"TRL: {note}")
     facts = _sizes(lengths) | _losses(lengths, max_length) | _faults(lengths) | _batches(lengths, max_length, batch)
     return pd.DataFrame(facts.items(), columns=["fact", "value"])
 

@@ -1,6 +1,5 @@
 """How long the examples of a data set are for a model: split in processes of their own, as SFTTrainer would."""
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from base_model import ModelWarning, require_whole
+from base_model import require_whole, warn
 from base_model.hub.locate import folder_of
 from base_model.read.folder import is_file
 from base_model.text.data import name_of, read_data
@@ -37,7 +36,7 @@ def text_lengths(
     """
     lengths, notes = measured(model, data, max_length, completion_only_loss, assistant_only_loss)
     for note in notes:
-        warnings.warn(f"TRL: {note}", ModelWarning, stacklevel=2)
+        warn(f"TRL: {note}")
     return lengths
 
 

@@ -9,13 +9,12 @@ without TF32.
 
 import difflib
 import re
-import warnings
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, visible
+from base_model import ModelError, visible, warn
 from base_model.plan.machine import this_machine
 from base_model.plan.speed import cpu_flops, memory_bandwidth
 
@@ -78,11 +77,7 @@ def card(name: str) -> pd.Series:
         raise ModelError(_unclear(name, list(found["gpu"]), list(table["gpu"])))
     slowest = found.sort_values(["bandwidth", "fp16_flops"]).iloc[0]
     others = " or ".join(found["gpu"])
-    warnings.warn(
-        f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slower. Give its full name.",
-        ModelWarning,
-        stacklevel=2,
-    )
+    warn(f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slower. Give its full name.")
     return slowest
 
 

@@ -1,9 +1,8 @@
 """A model as `from_pretrained` would give it to a trainer: attention, quantisation, and tensors without memory."""
 
-import warnings
 from typing import Any
 
-from base_model import ModelError, ModelWarning, brief, format_bytes
+from base_model import ModelError, brief, format_bytes, warn
 from base_model.plan.quantization import bitsandbytes
 
 FLASH = "base_model_varlen"  # the name under which transformers finds `flash_attention`
@@ -64,11 +63,9 @@ def warn_of_experts(model: Any) -> None:
     """bitsandbytes packs linear layers; transformers 5 keeps all experts of a layer in one parameter, which is not."""
     left = sum(one.nbytes for name, one in model.named_parameters() if one.ndim == 3 and "expert" in name)
     if left:
-        warnings.warn(
+        warn(
             f"The experts, {format_bytes(left)}, stay unpacked: bitsandbytes packs linear layers, and transformers 5 "
-            "keeps all experts of a layer in one parameter. Before version 5, each was a linear layer, and was packed.",
-            ModelWarning,
-            stacklevel=2,
+            "keeps all experts of a layer in one parameter. Before version 5, each was a linear layer, and was packed."
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, brief, require_whole
+from base_model import ModelError, brief, require_whole, warn
 from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import quantize, stored_tensors
@@ -28,7 +28,7 @@ def plan_training(
     """One row, in `COLUMNS`: each part at its largest, and the peak, when most of them were alive at once."""
     ledger, embedding = measure(config, adapter, tokens, batch, checkpointing, quantized, dtype)
     if note := note_of(config, tokens):
-        warnings.warn(f"Read this with the plan: {note}.", ModelWarning, stacklevel=3)
+        warn(f"Read this with the plan: {note}.")
     row = [ledger.most[part] for part in PARTS]
     return pd.DataFrame([[*row, embedding, ledger.peak]], columns=list(COLUMNS))
 

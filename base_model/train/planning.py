@@ -1,13 +1,12 @@
 """What a model will need, by its name: its config.json, local or on the Hub, handed to the rooms that measure."""
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, visible
+from base_model import ModelError, visible, warn
 from base_model.architecture.config import read_architecture, skeleton_of
 from base_model.architecture.dtypes import read_planned
 from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, not_here
@@ -224,7 +223,7 @@ def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = No
     choice, source, place = choices.choice_of(row), _source(model), local_folder(model)
     if source[0] == str(place.absolute()) and not is_complete(place):
         missing = f"{visible(source[0])} has no weights yet, and the script needs them."
-        warnings.warn(missing, ModelWarning, stacklevel=2)
+        warn(missing)
     return script.write_script(_config(model), choice, *source, Path(folder), data)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, format_bytes, require_whole
+from base_model import ModelError, ModelWarning, format_bytes, require_whole, warn
 from base_model.architecture.config import count_parameters, layers_of, skeleton_of
 from base_model.plan.machine import this_machine
 from base_model.read.tensors import places
@@ -200,7 +200,7 @@ def recommend(
     except KeyboardInterrupt:
         if not rows:
             raise
-        warnings.warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.", ModelWarning, stacklevel=3)
+        warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.")
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
     if not table["verdict"].isin(FITTING).any() and (table["verdict"] == "does not fit").any():
@@ -214,7 +214,7 @@ def _rows(tried: list[Search], epoch: Callable[[int], float] | None) -> Iterator
     with planning_bar(total=len(tried)) as bar:
         for search, (found, warned) in results(outcome_of, tried):
             for message in set(warned) - told:
-                warnings.warn(message, ModelWarning, stacklevel=2)
+                warn(message)
             told.update(warned)
             row = row_of(search, found, epoch)
             bar.set_postfix_str(f"{search.method.name}: {row[COLUMNS.index('verdict')]}", refresh=False)

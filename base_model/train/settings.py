@@ -1,6 +1,5 @@
 """A row of `recommend` as the libraries' own settings: as objects for this machine, and as Python for any."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -8,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, require_whole
+from base_model import ModelError, require_whole, warn
 from base_model.train.methods import METHODS, Method, adapter_of, method_of, packing_of
 
 NEEDED = ("method", "checkpointing", "batch", "tokens")
@@ -54,7 +53,7 @@ def choice_of(row: Any) -> Choice:
     for name, value, least in (("batch", row["batch"], 1), ("tokens", row["tokens"], 2), ("devices", devices, 1)):
         require_whole(name, value, least)
     if row.get("verdict") == "does not fit":
-        warnings.warn(f"{row['method']} does not fit: {row.get('why', '')}", ModelWarning, stacklevel=4)
+        warn(f"{row['method']} does not fit: {row.get('why', '')}")
     return Choice(
         method_of(row["method"]), bool(row["checkpointing"]), int(row["batch"]), int(row["tokens"]), int(devices)
     )

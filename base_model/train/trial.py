@@ -6,13 +6,12 @@ import random
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, ModelWarning, format_bytes, require_whole, visible
+from base_model import ModelError, format_bytes, require_whole, visible, warn
 from base_model.plan.machine import this_machine
 from base_model.scratch import scratch_folder
 from base_model.text.data import read_data, watched
@@ -97,7 +96,7 @@ def _name_of(device: str) -> str | None:
         try:
             return str(card(name)["gpu"])
         except ModelError as error:
-            warnings.warn(f"The time is not planned. {error}", ModelWarning, stacklevel=2)
+            warn(f"The time is not planned. {error}")
     return None
 
 
