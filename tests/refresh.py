@@ -1,7 +1,7 @@
 """`make refresh`: renew what the repository shows: the notebook's outputs, the pictures in charts/, README's cards.
 
 The default model's pictures are drawn from a replica with its exact shapes and no weights, and say so. The table from
-card to method takes some minutes; `python -m tests.refresh --cards` prints it alone, to be pasted into README.md.
+card to method takes a few minutes; `python -m tests.refresh --cards` prints it alone, to be pasted into README.md.
 """
 
 import json
@@ -29,7 +29,7 @@ CHARTS = ROOT / "charts"
 
 def main(executed: Path) -> None:
     """Copy the executed notebook and its charts into the repository; draw the default model's charts."""
-    shutil.copyfile(executed, ROOT / executed.name)
+    (ROOT / executed.name).write_bytes(linked_from_root(executed.read_text("utf-8")))
     for picture in executed.parent.glob("*.png"):
         (CHARTS / executed.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, CHARTS / executed.parent.name / picture.name)
@@ -39,6 +39,11 @@ def main(executed: Path) -> None:
         draw_replica(as_on_hub, "stored as bfloat16, as on the Hub")
         draw_replica(write_llama_3b(Path(scratch) / "float32" / as_on_hub.name), "stored as float32", "-float32")
         draw_plans(as_on_hub)
+
+
+def linked_from_root(notebook: str) -> bytes:
+    """The text of a notebook executed in runs/<model name>/, with links that lead from the root to docs/ again."""
+    return notebook.replace("](../../docs/", "](docs/").encode()
 
 
 def print_cards() -> None:
