@@ -1,6 +1,6 @@
-"""Figures that others published or measured, to set beside what is planned here.
+"""Figures that others published or measured, to compare with the plans made here.
 
-`python -m base_model.train.accuracy` plans every row anew and writes docs/accuracy.md, in some minutes.
+`python -m base_model.train.accuracy` plans every row again and writes docs/accuracy.md, in a few minutes.
 
 PEFT's own comparison (https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA) gives counts, files,
 and the most memory reserved on an NVIDIA L40S in 5,000 steps of up to 768 tokens. QLoRA's peak is what was allocated
@@ -33,7 +33,7 @@ TRAINER_WITHIN = 0.05  # of an allocated one
 
 
 def check_plans() -> pd.DataFrame:
-    """Plans for Llama-3.2-3B, and for two runs of HF's Trainer, beside published figures; needs no model on the disk.
+    """Plans for Llama-3.2-3B, and for two runs of HF's Trainer, against published figures; needs no model on the disk.
 
     Columns: `check`, `expected`, `found` (both as text), `difference` (0.01 is 1%), `match`: counts and files must be
     equal, peaks of a plain loop within 10%, those of a trainer within 5%, steps within the range that a plan prints.

@@ -43,7 +43,7 @@ def published_runs() -> pd.DataFrame:
 
 
 def compare_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each run that can be planned beside its plan.
+    """Each run that can be planned, with its plan.
 
     Columns: `run`, `gpu`, `measure`, `published_bytes`, `planned_bytes`, `difference`, `match`, `note`, `source`; of
     time `published_tokens_per_s`, `planned_tokens_per_s`, `slow`, `fast` (tokens/s, the ends of the planned range).

@@ -68,10 +68,10 @@ def test_the_page_shows_misses_as_well_as_hits(monkeypatch):
     monkeypatch.setattr(accuracy, "check_plans", lambda: checks)
     page = accuracy.accuracy()
     assert "\n| run -0.5 | a card | allocated | 1.00 GiB | 1.00 GiB | -50.0% | **no** |" in page
-    assert "| run 0.0 | a card | 1,000 | 1,000 | 750 to 1,250 | +0.0% | yes |" in page
+    assert "| run 0.0 | a card | 1,000 | 1,000 | 750 to 1,250 | none | yes |" in page
     assert "| run -0.5 | a card | 1,000 | 600 | 750 to 625 | -40.0% | **no** |" in page
-    assert "| x | 1 | 1 | +0.0% | yes |" in page
-    assert "the plugin's own fused loss" in page
+    assert "| x | 1 | 1 | none | yes |" in page
+    assert " GiB: the plugin has its own fused loss" in page
 
 
 def test_the_pace_of_a_published_run_is_planned_with_its_memory():
