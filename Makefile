@@ -2,7 +2,7 @@
 # make notebook   the same for any model: make notebook MODEL=meta-llama/Llama-3.2-3B-Instruct [DOWNLOAD=no]
 # make report     a page of the last run, without code, to send to others: runs/<model name>/report.html
 # make zip        the project in one file, for Colab or Kaggle: base_model_visualize.zip
-# make train      a training script for the demo model, run for 20 steps on this machine, beside its plan
+# make train      a training script for the demo model, run for 20 steps on this machine, compared with its plan
 # make lab        open a copy of the notebook in JupyterLab: runs/base_model_visualize.ipynb
 # make test       lint, types, tests
 # make benchmark  headers against json.loads; generation against a bare call, its limit and llama.cpp
