@@ -1,4 +1,4 @@
-"""What joins the rooms: a model's name, handed to the rooms that read, check, compare, run and report."""
+"""What connects the rooms: takes a model's name and calls those that read, check, compare, run and report."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -97,7 +97,7 @@ def list_tensors(model: str | Path) -> pd.DataFrame:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result; or a printed sentence that says why there is none, and None.
+    """The function's result; if it fails with a ModelError, it prints why and returns None.
 
     For a page that goes on where a model lacks a tokenizer or weights. An argument that is None was skipped before,
     with its reason, so this is skipped silently.
@@ -119,7 +119,7 @@ def run_folder(model: str | Path) -> Path:
 def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:
     """The data file: yours, or else the project's own; None where the model has no tokenizer to read it.
 
-    A printed sentence says so; plans then assume texts of one length. Raises ModelError where there is no such file.
+    A printed sentence says so; plans then assume texts of one length. Raises ModelError if there is no such file.
     """
     if data and not Path(data).expanduser().is_file():
         raise ModelError(f"There is no file {visible(str(data))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
@@ -154,7 +154,7 @@ def compare_models(models: Iterable[str | Path]) -> pd.DataFrame:
 def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: str = "cpu") -> list[Generation]:
     """Load a local model once, run both methods on it, print their answers as they come, and free the model.
 
-    `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps what was said.
+    `device` may also be "accelerator", or "auto": all accelerators and the CPU. An interrupt keeps the text so far.
 
     An empty list, and a sentence that says why, for a model only on the Hub or a machine without an accelerator.
     """
@@ -170,7 +170,7 @@ def run_both(model: str | Path, prompt: str, max_new_tokens: int = 50, device: s
 
 
 def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.DataFrame] | None = None) -> Path:
-    """Save what was found in `folder`: report.json (with versions, commit and units), report.md and the charts.
+    """Write what was found to `folder`: report.json (with versions, commit and units), report.md and the charts.
 
     `more` adds tables by their names: `{"runs": comparison}`. Returns report.md's path; `read_report` reads it back.
     """
@@ -194,7 +194,7 @@ def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int
         raise not_here(model)
     choice = choice_of(row)
     written = write_script(model, row, folder, data)
-    print(f"Wrote {written}. It now runs for {steps:,} steps; what it says goes to train.log beside it.")
+    print(f"Wrote {written}. It now runs for {steps:,} steps; its output goes to train.log next to it.")
     config = read_architecture(local_folder(model))
     measured = trial.compared(config, choice, trial.run_script(written, steps))
     prompts = script.questions(data, QUESTIONS)

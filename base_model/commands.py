@@ -43,7 +43,7 @@ Model = Annotated[
 # From the environment where it is not given: so `make` hands it over without a shell that could read it as a command.
 Named = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; or else the variable MODEL.", show_default=False),
+    typer.Argument(metavar="[MODEL]", help="A folder or a Hub id; by default the variable MODEL.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Download everything, or read headers only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
@@ -143,13 +143,13 @@ def _program() -> list[str]:
 def train(
     model: Model,
     data: Annotated[
-        Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet), or else the project's.")
+        Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet); by default the project's.")
     ] = None,
     method: Annotated[str, typer.Option(help="One of the methods of `recommend`.")] = DEFAULT_METHOD,
     steps: Annotated[int, typer.Option(help="Training steps, at least 3.")] = 20,
     batch: Annotated[int, typer.Option(help="Texts per step.")] = 4,
     tokens: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 256,
-    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in backward.")] = False,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")] = False,
     folder: Annotated[
         Path | None, typer.Option(help="The folder to create; the next free runs/<model name>/train-N if not given.")
     ] = None,
@@ -157,7 +157,7 @@ def train(
 ) -> None:
     """Write a training script and run it here for a few steps.
 
-    Shows planned beside measured, the loss before and after, and answers of the base and the tuned model.
+    Compares the plan with what was measured; shows the loss before and after, and answers of both models.
     """
     with _aside():
         place = folder or _next(RUNS / run_name(local_folder(model)))
@@ -199,7 +199,7 @@ def notebook(model: Named = None, download: Download = True) -> None:
 
 @app.command()
 def page(model: Named = None) -> None:
-    """Rebuild the last run's page without code."""
+    """Rebuild the code-free page of the last run."""
     with _aside():
         usual = DEMO if is_complete(HERE / DEMO) else DEFAULT
         path = write_page(last_run(os.environ.get("MODEL", usual) if model is None else model))
@@ -210,8 +210,8 @@ def page(model: Named = None) -> None:
 def lab(model: Named = None) -> None:
     """Open a copy of the notebook in JupyterLab.
 
-    It is runs/base_model_visualize.ipynb, so that the project's own stays as it is. On the demo model where that is
-    there and no other is named.
+    It is runs/base_model_visualize.ipynb, so that the project's own stays as it is. Uses the demo model, if it is
+    there and you name no other.
     """
     with _aside():
         copied = working_copy()

@@ -62,7 +62,7 @@ def test_plan_for_a_card_is_the_answer(toy):
     rows = json.loads(done.stdout)
     assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
     told = run("plan", toy, "--memory", "700MiB", "--tokens", "32", seconds=400).stdout
-    assert "The order: methods that fit first" in told.replace("\n", " ")
+    assert "Methods that fit come first" in told.replace("\n", " ")
     first = rows[0]
     tried = f"train {toy} --method '{first['method']}' --batch {first['batch']} --tokens 32"
     assert told.rstrip().endswith(tried + " --checkpointing" * first["checkpointing"])

@@ -43,8 +43,8 @@ def read_architecture(folder: Path) -> Any:
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelError(
-            f"config.json has the model_type {visible(repr(model_type))}, which this transformers does not know; code "
-            "from the folder is never run. Choose a model of a known type, or install a newer transformers."
+            f"config.json has the model_type {visible(repr(model_type))}, which this version of transformers does not "
+            "know; code from the folder is never run. Choose a model of a known type, or install a newer transformers."
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(settings)
@@ -163,8 +163,8 @@ def require_loadable(config: Any) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         name = visible(next(iter(class_names(config)), config.model_type))
         raise ModelError(
-            f"AutoModelForCausalLM, which loads what is run and tuned here, does not load a {name}. It can be "
-            "inspected and planned; run it by the loader that its page on the Hub names."
+            f"AutoModelForCausalLM, which this project runs and tunes models with, cannot load a {name}. You can "
+            "inspect and plan the model here; to run it, use the loader named on its Hub page."
         )
 
 
@@ -267,17 +267,18 @@ def require_fit(config: Any, tensors: pd.DataFrame, countable: bool) -> None:
     layers = layers_of(config)
     stored = tensors["layer"].nunique()
     if layers > stored:
-        raise ModelError(f"config.json describes {layers:,} layers, the weights hold {stored:,}. Download both again.")
+        raise ModelError(f"config.json describes {layers:,} layers; the weights hold {stored:,}. Download both again.")
     skeleton = skeleton_of(config)
     buffers = sum(buffer.nbytes for buffer in skeleton.buffers())
     if buffers > MAX_BUFFER_BYTES:
         raise ModelError(
-            f"config.json describes tables of {format_bytes(buffers)} beside the weights. Download it again."
+            f"config.json describes buffers of {format_bytes(buffers)} besides the weights, more than any model has. "
+            "Download it again."
         )
     parameters, found = count_parameters(skeleton), int(tensors["parameters"].sum())
     if countable and parameters > found:
         raise ModelError(
-            f"config.json describes {parameters:,} parameters, the weights hold {found:,}: they do not belong "
+            f"config.json describes {parameters:,} parameters; the weights hold {found:,}: they do not belong "
             "together. Download both again."
         )
 

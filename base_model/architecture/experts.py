@@ -15,14 +15,14 @@ CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k
 def experts_of(config: Any) -> tuple[int, int] | None:
     """The experts of a layer, and how many of them read a token; None for a model without.
 
-    Raises ModelError where config.json does not say how many read a token.
+    Raises ModelError if config.json does not say how many a token uses.
     """
     found = _setting(config, EXPERTS)
     if found is None or found[2] < 2:
         return None
     chosen = _setting(config, CHOSEN)
     if chosen is None:
-        raise ModelError(f"config.json does not say how many of the {found[2]:,} experts read a token.")
+        raise ModelError(f"config.json does not say how many of the {found[2]:,} experts each token uses.")
     return found[2], min(chosen[2], found[2])
 
 

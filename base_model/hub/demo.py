@@ -63,7 +63,7 @@ def say_of_leftovers(place: Path) -> None:
         size = sum(path.lstat().st_size for path in scratch.rglob("*") if path.is_file())
         print(
             f"{scratch} takes {format_bytes(size)}: an unfinished demo model, from a run that was killed or is still "
-            "going. If none is, delete it."
+            "going. If no run is going, delete it."
         )
 
 

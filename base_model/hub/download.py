@@ -153,7 +153,7 @@ def _require_no_strangers(folder: Path, names: list[str]) -> None:
     if strangers:
         files = ", ".join(map(visible, strangers))
         raise ModelError(
-            f"{folder} already holds {files}, not downloaded by the Hub client or changed since. the download would "
+            f"{folder} already holds {files}, not downloaded by the Hub client or changed since. The download would "
             "replace them. Move them away, or give another folder: fetch_model(model, folder=...)."
         )
 
@@ -164,7 +164,7 @@ def _require_space(folder: Path, size: int) -> int:
     free = shutil.disk_usage(existing).free
     if free < size:
         raise NoSpaceError(
-            f"The download needs {format_bytes(size)}, the disk of {folder} has {format_bytes(free)} free. "
+            f"The download needs {format_bytes(size)}; the disk of {folder} has {format_bytes(free)} free. "
             "Free some space, or give a folder on another disk: fetch_model(model, folder=...)."
         )
     return free

@@ -22,16 +22,19 @@ def fetch_model(model: str | Path, folder: str | Path | None = None, verify: boo
     """The complete local folder of a model: found on the disk, or downloaded from the Hub.
 
     `model` is a folder or a Hub id ("org/name", or "org/name@revision"); `folder` is where a download goes, by
-    default the name after the slash, beside this module. Complete means config.json, a tokenizer, and every shard
-    that the index names at the length its header implies. With a complete folder no request is made, except by
-    `verify`, which compares every file's hash with the Hub's.
+    default the name after the slash, in the project's folder (in the current one if the project is installed). Complete
+    means config.json, a tokenizer, and every shard that the index names at the length its header implies. With a
+    complete folder no request is made, except by `verify`, which compares every file's hash with the Hub's.
 
     Raises ModelError: which file is missing, short or changed; what to do about a gated or missing model or a full
     disk. Ctrl-C stops a download within two seconds and leaves the finished files.
     """
     target, hub_id = Path(folder) if folder is not None else local_folder(model), hub_id_of(model)
     if verify and hub_id is None:
-        raise ModelError(f'`verify` asks the Hub: fetch_model("org/name", folder={str(target)!r}, verify=True).')
+        raise ModelError(
+            "`verify` compares with the Hub, so it needs a Hub id: "
+            f'fetch_model("org/name", folder={str(target)!r}, verify=True).'
+        )
     missing = completeness(target).missing if is_folder(target) else [f"{target} does not exist"]
     if missing and hub_id is None:
         raise ModelError(f"{target} is not a complete model: {'; '.join(missing)}. {NEXT_STEP}{nearest(target)}")
@@ -57,7 +60,7 @@ def open_model(model: str | Path, download_it: bool | str = True) -> Path | str:
     """
     hub_id, folder, wanted = hub_id_of(model), local_folder(model), is_yes(download_it)
     if hub_id is None and only_described(folder):
-        print(f"{folder.name} has a config.json but no weights. What needs weights is skipped.")
+        print(f"{folder.name} has a config.json but no weights. Steps that need weights are skipped.")
         return folder
     reason = "DOWNLOAD is no"
     if wanted or hub_id is None or is_complete(folder):
@@ -65,7 +68,7 @@ def open_model(model: str | Path, download_it: bool | str = True) -> Path | str:
             return fetch_model(model)
         except download.NoSpaceError as error:
             reason = str(error)
-    print(f"{model} is read over the network, headers only ({reason}). What needs weights is skipped.")
+    print(f"{model} is read over the network, headers only ({reason}). Steps that need weights are skipped.")
     return str(model)
 
 

@@ -218,7 +218,7 @@ def _counted(stream: Any, watch: Watch, is_error: bool) -> Any:
                 if total > limit and is_error:
                     return
                 if total > limit:
-                    raise OverLimitError(f"sent more than {format_bytes(limit)} which cannot be right")
+                    raise OverLimitError(f"sent more than {format_bytes(limit)}, which cannot be right")
                 yield piece
 
         def close(self) -> None:

@@ -31,7 +31,7 @@ def hub_id_of(model: str | Path) -> access.HubId | None:
 
 
 def local_folder(model: str | Path) -> Path:
-    """Where a model is, or would be, on this disk: the folder itself, or one of its name beside this module."""
+    """Where a model is, or would be, on this disk: the folder itself, or one of its name next to model_tools.py."""
     path, hub_id = _path(model), hub_id_of(model)
     if hub_id:
         return HERE / hub_id.folder

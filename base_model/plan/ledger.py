@@ -104,7 +104,7 @@ class Ledger(TorchDispatchMode):
             return self._pinned(func, args, kwargs)
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
-            raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, as where tokens are taken one by one")
+            raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations, such as when tokens are taken one by one")
         in_place = func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {})
         out = args[0] if in_place else on_meta(func, args, kwargs or {})
         if self.started and self._observe:

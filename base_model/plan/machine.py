@@ -72,6 +72,6 @@ def warn_if_too_large(weights_bytes: int, device: str) -> None:
     free = usable_bytes(device)
     if weights_bytes > free:
         warn(
-            f"The weights take {format_bytes(weights_bytes)}, {device} has {format_bytes(free)} free: the machine may "
+            f"The weights take {format_bytes(weights_bytes)}; {device} has {format_bytes(free)} free. The machine may "
             "swap or stop. Close other programs, or choose a smaller model, dtype or quantisation (`plan_inference`)."
         )

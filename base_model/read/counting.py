@@ -108,8 +108,8 @@ def _untold(
         return counts
     packed = rest & _is_packed(table["tensor"], method)
     if (open_rows & ~packed).any():
-        found = "that its quantization_config does not explain" if quantization else "but no quantization_config"
-        _warn(f"there are integer tensors, {found}, in config.json")
+        lacks = "'s quantization_config does not explain them" if quantization else " has no quantization_config"
+        _warn(f"some tensors are integers, and config.json{lacks}")
     return _unpacked(table, counts, packed, method, quantization) if quantization and packed.any() else counts
 
 

@@ -67,7 +67,7 @@ def is_file(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The visible names at the top of a folder. Raises ModelError where it may not be read."""
+    """The visible names at the top of a folder. Raises ModelError if it may not be read."""
     try:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -83,7 +83,8 @@ def file_sizes(folder: Path) -> dict[str, int]:
     for number, path in enumerate(_walk(folder)):
         if number > MAX_FILES:
             raise ModelError(
-                f"{folder} holds more than {MAX_FILES:,} files and folders: no model has so many. Give the model's own."
+                f"{folder} holds more than {MAX_FILES:,} files and folders: no model has so many. Give the model's own "
+                "folder."
             )
         if (size := _size(path)) is not None:
             sizes[path.relative_to(folder).as_posix()] = size
@@ -112,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_JSON_BYTES:
-            raise ModelError(f"{visible(path.name)} has {size:,} bytes, too many for a settings file. {AGAIN}")
+            raise ModelError(f"{visible(path.name)} is {size:,} bytes, too large for a settings file. {AGAIN}")
         text = file.read()
     try:
         content = json.loads(text.decode("utf-8"))
@@ -141,7 +142,7 @@ def read_index(folder: Path) -> Index | None:
     except ModelError as error:
         if not os.path.lexists(folder / SINGLE_FILE):
             raise
-        warn(f"{SINGLE_FILE} is the model; the index beside it is ignored: {error}")
+        warn(f"{SINGLE_FILE} is the model; the index next to it is ignored: {error}")
         return None
 
 
@@ -228,7 +229,7 @@ def warn_of_oddities(folder: Path, headers: Mapping[str, Header], files: Iterabl
             _warn_of(name, "holds no tensors")
     for name in names:
         if (whole := name.removesuffix(".aria2")) != name and whole in names:
-            _warn_of(whole, f"is not fully downloaded: {visible(name)} is beside it. Let aria2 finish")
+            _warn_of(whole, f"is not fully downloaded: {visible(name)} is next to it. Let aria2 finish")
     if gaps := ", ".join(_gaps(files)):
         _warn_of(gaps, "is missing from the numbered shards, and the index names no tensor in it")
 
@@ -304,7 +305,7 @@ def completeness(folder: Path) -> Completeness:
     missing += [f"{visible(path.name)} is missing" for path in paths if path.name not in headers]
     for name, header in headers.items():
         if header.file_bytes != header.expected_bytes:
-            lengths = f"{header.file_bytes:,} bytes, its header implies {header.expected_bytes:,}"
+            lengths = f"{header.file_bytes:,} bytes; its header implies {header.expected_bytes:,}"
             missing.append(f"{visible(name)} has {lengths}")
     return Completeness(missing, headers)
 

@@ -67,7 +67,7 @@ def read_header(path: Path) -> Header:
     if difference:
         words = f"{format_bytes(-difference)} short: its download was cut off" if difference < 0 else "too long"
         raise ModelError(
-            f"{visible(path.name)} is {words} ({header.file_bytes:,} bytes, its header implies "
+            f"{visible(path.name)} is {words} ({header.file_bytes:,} bytes; its header implies "
             f"{header.expected_bytes:,}). {AGAIN}"
         )
     return header

@@ -44,7 +44,7 @@ def generate_with_pipeline(
 
     Greedy; the medians of `runs` timed runs after a short warm-up; with `stream` the text of the first of them is
     printed as it comes. An instruct model gets the prompt through its chat template, a base model as it is.
-    An interrupt ends it at once and keeps what was said until then (`stopped`).
+    An interrupt ends it at once and keeps the text so far (`stopped`).
     Raises ModelError for fewer than 1 token or run, a full memory, or a device that cannot run the model.
     """
     from transformers import pipeline

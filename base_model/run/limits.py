@@ -15,7 +15,7 @@ from base_model.plan.inference import kv_cache_bytes
 from base_model.plan.speed import bandwidth_and_noise
 from base_model.run.timing import Generation
 
-SIZES = {"1B": 1_235_814_400, "3B": 3_212_749_824}  # the parameters of Llama-3.2-1B and Llama-3.2-3B
+SIZES = {"Llama-3.2-1B": 1_235_814_400, "Llama-3.2-3B": 3_212_749_824}  # their parameters
 NOISY = 0.15  # on a quiet machine the rounds are within 5% of the best one
 LIMIT_COLUMNS = (
     "method", "device", "dtype", "read_bytes", "bandwidth_gib_s", "limit_tokens_per_s", "tokens_per_s", "share",
@@ -63,7 +63,7 @@ def kv_cache_read(model: Any, context: int) -> float:
 
 
 def speed_limit(runs: Iterable[Generation]) -> pd.DataFrame:
-    """The physical limit beside each run; about a second of measuring per device and dtype.
+    """The physical limit of each run; about a second of measuring per device and dtype.
 
     Columns: `method`, `device`, `dtype`, `read_bytes` (per token: weights and KV cache), `bandwidth_gib_s` (measured,
     GiB/s), `limit_tokens_per_s` (bandwidth over bytes), `tokens_per_s` (measured), `share` (of the limit, 0 to 1),
@@ -87,7 +87,7 @@ def speed_limit(runs: Iterable[Generation]) -> pd.DataFrame:
 
 
 def limits_in_words(limits: pd.DataFrame) -> str:
-    """One sentence per device and dtype of `speed_limit`: the share reached, and the limit of a 1B and a 3B model."""
+    """One sentence per device and dtype of `speed_limit`: the share reached, and the limit of Llama-3.2-1B and 3B."""
     known = limits.dropna(subset=["bandwidth_gib_s"])
     if known.empty:
         return "No limit is known for these runs."
@@ -101,12 +101,13 @@ def _sentence(place: tuple[str, str], group: pd.DataFrame) -> str:
     if group["share"].max() > 1:
         return too_low(group.iloc[0])
     bandwidth, width = group["bandwidth_gib_s"].iloc[0], getattr(torch, dtype).itemsize
-    models = " and ".join(f"{bandwidth * 2**30 / (count * width):.2g} for {name}" for name, count in SIZES.items())
+    speeds = [f"{bandwidth * 2**30 / (count * width):.2g}" for count in SIZES.values()]
+    small, large = (f"{speed} tokens/s for {name}" for speed, name in zip(speeds, SIZES, strict=True))
     low, high = (f"{share:.0%}" for share in (group["share"].min(), group["share"].max()))
     reach = low if low == high else f"{low} to {high}"
     return (
-        f"On {device} the runs reach {reach} of the limit set by {bandwidth:.3g} GiB/s of memory bandwidth. "
-        f"In {dtype} that limit, in tokens/s, is {models} parameters.{noisy(group['spread'].iloc[0])}"
+        f"On {device} the runs reach {reach} of the limit that {bandwidth:.3g} GiB/s of memory bandwidth sets. "
+        f"In {dtype} that limit is {small} and {large}.{noisy(group['spread'].iloc[0])}"
     )
 
 

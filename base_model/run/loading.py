@@ -37,8 +37,8 @@ def load_model(
     states, or else the stored one, except where the device runs it badly: bfloat16 becomes float16 on MPS (older chips
     only emulate it) and on NVIDIA GPUs before Ampere; float16 becomes bfloat16 on a CPU with instructions for that one
     alone. Attention stays transformers' choice (torch's SDPA where the architecture has it), threads torch's (one per
-    core). `kernel` makes single tokens on the CPU from 16-bit weights: "torch", "oneDNN", the default of this kind of
-    machine (torch's on x86), or "measured", the faster of the two. `run_conditions` shows every choice.
+    core). `kernel` picks what makes single tokens on the CPU from 16-bit weights: "torch", "oneDNN", or "measured", the
+    faster of the two; by default that of this kind of machine (torch's on x86). `run_conditions` shows every choice.
 
     Memory that nothing uses any more is freed first. A model that a variable still holds stays: `del` it, or use
     `run_both`, which keeps none. On the CPU, a model loaded twice in its stored dtype shares its pages in any case.

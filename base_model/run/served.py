@@ -129,7 +129,7 @@ def _told(error: Exception, url: str, name: str, timeout: float) -> ModelError:
     if isinstance(error, ModelError):
         return error
     if isinstance(error, OverLimitError):
-        return ModelError(f"{url} was given up: it {error}. Try again with a larger `timeout`, or another server.")
+        return ModelError(f"Gave up on {url}: it {error}. Try again with a larger `timeout`, or another server.")
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(f"{url} was not contacted: the Hub client is set to offline. Unset HF_HUB_OFFLINE.")
     if isinstance(error, InferenceTimeoutError | httpx.TimeoutException):

@@ -1,4 +1,4 @@
-"""What tuning has changed: the answers of the tuned model beside those of the base model."""
+"""What tuning has changed: the answers of the tuned model next to those of the base model."""
 
 from pathlib import Path
 from typing import Any

@@ -62,7 +62,7 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     return ax
 
 
-IN_ROWS = "Memory of one text, with checkpointing (disc) or without (ring); best speed, published accuracy"
+IN_ROWS = "Memory with one text, with checkpointing (disc) or without (ring); best speed, published accuracy"
 BY_SPEED = "Each method with checkpointing (disc) and without (ring); in brackets its published accuracy"
 GAP = 0.075  # of the height: as close as two labels may come
 

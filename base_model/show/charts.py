@@ -289,7 +289,7 @@ def plot_models(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     sizes = zip(table["parameters"], table["bytes"], strict=True)
     label_bars(ax, table["parameters"] / scale, [f"{format_count(n)}, {format_bytes(size)}" for n, size in sizes])
     title(ax, _largest_model(models))
-    subtitle(ax, "Parameters of each model, by component, and what its weights take on the disk")
+    subtitle(ax, "Parameters of each model, by component, and the size of its weights on disk")
     ax.set(xlabel=f"parameters ({unit})")
     legend(ax)
     return ax
@@ -372,7 +372,7 @@ def picture(ax: "Axes") -> bytes:
 def save_chart(ax: "Axes", path: str | Path) -> Path:
     """Save the chart's figure as a PNG, its folder made if need be; returns the path, which ends in .png.
 
-    Raises ModelError where it cannot be written; what was there before stays.
+    Raises ModelError if it cannot be written; what was there before stays.
     """
     place, content = _picture_path(path), picture(ax)
     try:

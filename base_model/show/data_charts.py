@@ -32,7 +32,7 @@ def plot_lengths(lengths: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _mark(ax, marks | ({"max_length": float(most or 0)} if near else {}))
     beyond = ", grey beyond the cut" if most is not None and most < tokens.max() else ""
     title(ax, _finding(lengths, most))
-    subtitle(ax, f"How many examples have which length{beyond}")
+    subtitle(ax, f"Number of examples of each length{beyond}")
     ax.set(xlabel="length of an example (tokens)", ylabel="examples")
     return ax
 

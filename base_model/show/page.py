@@ -48,9 +48,9 @@ def runs_folder() -> Path:
 
 
 def working_copy() -> Path:
-    """A copy of the notebook to work in, runs/base_model_visualize.ipynb; made anew until you have changed it.
+    """A copy of the notebook to work in, runs/base_model_visualize.ipynb; refreshed each time until you change it.
 
-    Raises ModelError where there is no notebook, or no room.
+    Raises ModelError if there is no notebook, or no room.
     """
     copied, source = HERE / RUNS / NOTEBOOK.name, _source()
     if os.path.lexists(copied) and _digest(copied) != _written(copied.parent).get(copied.name):
@@ -73,7 +73,7 @@ def _linked(notebook: str, up: str) -> bytes:
 
 
 def last_run(model: str) -> Path:
-    """The executed notebook of a model's last run. Raises ModelError where there is none."""
+    """The executed notebook of a model's last run. Raises ModelError if there is none."""
     folder = local_folder(model)
     at_home = hub_id_of(model) is None or is_complete(folder)
     notebook = RUNS / run_name(folder if at_home else model) / NOTEBOOK.name
@@ -128,7 +128,7 @@ def _connection() -> dict[str, str]:
 def write_page(notebook: Path) -> Path:
     """`report.html` beside an executed notebook: text, tables and charts in one file, no code, no network.
 
-    Raises ModelError where a file of that name is there that this has not written.
+    Raises ModelError if a file of that name is there that this has not written.
     """
     import nbformat
 
@@ -173,7 +173,7 @@ def _require_own(folder: Path, names: list[str]) -> dict[str, str]:
     for path in (folder / name for name in names):
         if os.path.lexists(path) and _digest(path) != written.get(path.name, ""):
             raise ModelError(
-                f"{path} is not as a run has written it: it is yours, or was changed. Move it away, and run this again."
+                f"{path} was not written by a run, or has changed since. Move it away, then run this again."
             )
     return written
 

@@ -68,7 +68,7 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _log_axes(ax, contexts[:: -(-len(contexts) // (4 if is_narrow(ax) else MOST_TICKS))])
     _name_lines(ax)
     title(ax, longest_in_words(plan))
-    subtitle(ax, "Memory to run it, weights and KV cache, by the length of the text, and the memory of common cards")
+    subtitle(ax, "Memory to run it (weights and KV cache) by text length, against the memory of common cards")
     ax.set(xlabel="context (tokens, log scale)", ylabel="memory (log scale)")
     return ax
 
@@ -123,7 +123,7 @@ def plot_adapters(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     name_rows(ax, plan["adapter"])
     label_bars(ax, trainable, [_adapter_label(row) for row in plan.itertuples()])
     title(ax, _largest_adapter(whole))
-    subtitle(ax, "Parameters that each adapter trains, their share of model and adapter together, and its file")
+    subtitle(ax, "Parameters that each adapter trains, their share of model plus adapter, and the file size")
     ax.set(xlabel="trainable parameters (millions)")
     return ax
 
@@ -235,7 +235,7 @@ def _grid(table: pd.DataFrame, values: str) -> pd.DataFrame:
 
 def _shares(component: str, weights: pd.DataFrame, trained: pd.DataFrame) -> str:
     of_weights, of_trained = (grid.loc[component].sum() / max(grid.to_numpy().sum(), 1) for grid in (weights, trained))
-    return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the training"
+    return f"{format_share(of_weights)} of the weights, {format_share(of_trained)} of the trained parameters"
 
 
 @redrawn
@@ -253,10 +253,7 @@ def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
     mark_cards(ax)
     title(ax, f"{_capital(best)} saves most" if best else "No change saves memory")
-    subtitle(
-        ax,
-        f"The peak of a step after one change each{_size_of(ladder)}, and against TRL's defaults (dashed line)",
-    )
+    subtitle(ax, f"The peak of a step with one setting changed{_size_of(ladder)}; the dashed line is TRL's defaults")
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
 

@@ -54,7 +54,7 @@ def save_report(
     """Write report.json, report.md and the charts; gives the path of report.md.
 
     `model` has its `name` and `commits`; `tables` are written in their order, of which `files`, and `runs` if there are
-    any, are drawn too. The same findings give the same bytes on one day: no time, no path. Raises ModelError where the
+    any, are drawn too. The same findings give the same bytes on one day: no time, no path. Raises ModelError if the
     folder cannot be written, or holds a file of one of these names that no report has written, or that was changed.
     """
     runs = tables.get("runs", compare_runs([]))
@@ -103,7 +103,7 @@ def _require_own(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
     page = folder / "report.json"
     for path in (page, *(folder / name for name in files)):
         if path.is_symlink():
-            raise ModelError(f"{path} is a link, and a report writes through none. Remove it, or give another folder.")
+            raise ModelError(f"{path} is a link; a report never writes through one. Remove it, or give another folder.")
     written = _written(page) if page.exists() else {}
     for name, content in files.items():
         path = folder / name
@@ -123,7 +123,7 @@ def _written(page: Path) -> dict[str, str]:
 
 def _not_own(path: Path) -> ModelError:
     return ModelError(
-        f"{path} is not as a report has written it: it is yours, or was changed. Move it away, or give another folder."
+        f"{path} was not written by a report, or has changed since. Move it away, or give another folder."
     )
 
 
@@ -220,14 +220,14 @@ def _section(title: str, table: pd.DataFrame) -> str:
 def read_report(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The tables of a report that `write_report` saved, by name: two models or two runs, to be compared.
 
-    What was an index is a column, and `size` is called `size_bytes`. Raises ModelError where there is no report.
+    What was an index is a column, and `size` is called `size_bytes`. Raises ModelError if there is no report.
     """
     path = in_home(folder) / "report.json"
     tables = _read(path).get("tables")
     try:
         return {name: _table(rows) for name, rows in tables.items()}  # type: ignore[union-attr]
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise ModelError(f"{path} holds something else than tables. Let `write_report` write it anew.") from error
+        raise ModelError(f"{path} does not hold tables. Write it again with `write_report`.") from error
 
 
 def _table(rows: Any) -> pd.DataFrame:
@@ -242,11 +242,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_bytes(path))
     except FileNotFoundError as error:
-        raise ModelError(f"There is no {path}. Let `write_report(model, folder)` write it first.") from error
+        raise ModelError(f"There is no {path}. Write it first with `write_report(model, folder)`.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON. Write the report to another folder.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ModelError(f"{path} is no report of the form {SCHEMA}. Give another folder.")
+        raise ModelError(f"{path} is not a report in the format {SCHEMA}. Give another folder.")
     return content
 
 
@@ -255,9 +255,9 @@ def _bytes(path: Path) -> bytes:
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path} is a pipe or a device, no file of a report. Give another folder.")
+            raise ModelError(f"{path} is a pipe or a device, not a file of a report. Give another folder.")
         if status.st_size > MAX_BYTES:
-            raise ModelError(f"{path} has {format_bytes(status.st_size)}, too many for a report. Give another folder.")
+            raise ModelError(f"{path} is {format_bytes(status.st_size)}, too large for a report. Give another folder.")
         return file.read()
 
 

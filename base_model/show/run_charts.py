@@ -72,7 +72,7 @@ def plot_limits(limits: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     label_bars(ax, speeds.where(speeds > most, most), [_limit_label(run) for run in limits.itertuples()])
     shares = limits["share"].dropna()
     title(ax, _reach(shares.max()))
-    subtitle(ax, "Tokens per second of each run, and as many as the memory's bandwidth could feed (dashed frame)")
+    subtitle(ax, "Tokens per second of each run, and the most that memory bandwidth allows (dashed frame)")
     ax.set(xlabel="decoding speed (tokens/s)")
     return ax
 

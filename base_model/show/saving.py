@@ -57,7 +57,7 @@ def _umask() -> int:
 
 
 def in_home(path: str | Path) -> Path:
-    """A path with `~` as the home folder. Raises ModelError where there is no such user."""
+    """A path with `~` as the home folder. Raises ModelError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -11,7 +11,7 @@ HOUR, MINUTE = 3600, 60
 
 
 def in_words(table: pd.DataFrame | None) -> str:
-    """One or two sentences that read a table of this module, known by its columns; nothing where it was skipped.
+    """One or two sentences that sum up a table of this module, known by its columns; nothing if it was skipped.
 
     Tables of `recommend`, `list_files`, `read_tensors`, `check_model`, `text_lengths`, `base_loss`, `plan_inference`,
     `plan_adapters`, `compare_training`, `training_ladder`, `compare_gpus`, `check_plans`, `compare_runs`. Raises
@@ -26,7 +26,7 @@ def in_words(table: pd.DataFrame | None) -> str:
 
 
 def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
-    """The better row of each method of `recommend`, best first, in the columns that one decides by, as text.
+    """The best row for each method of `recommend`, best first, in the columns that one decides by, as text.
 
     Columns: `method` (with checkpointing, where it has it), `verdict`, `peak_bytes`, `batch`, `one epoch`, `speed`,
     `accuracy`.
@@ -62,7 +62,7 @@ def _round(value: float) -> str:
 def _on_answer(table: pd.DataFrame) -> str:
     best = table.iloc[0]
     if best["verdict"] not in FITTING:
-        return f"Nothing fits. {best['method']} comes nearest: {best['why']}"
+        return f"Nothing fits. {best['method']} comes closest. {best['why']}"
     how = "with" if best["checkpointing"] else "without"
     epoch = hours_in_words(best["hours_low"], best["hours_high"])
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
@@ -100,8 +100,8 @@ def _on_tensors(tensors: pd.DataFrame) -> str:
     width = tensors["bytes"].sum() / max(totals.sum(), 1)
     dtypes = " and ".join(tensors["dtype"].unique())
     return (
-        f"{format_count(int(totals.sum()))} parameters in {_count(len(tensors), 'tensor')} of {dtypes}, "
-        f"{width:.3g} bytes each; the {first} of them."
+        f"{format_count(int(totals.sum()))} parameters of {width:.3g} bytes each, in {_count(len(tensors), 'tensor')} "
+        f"of {dtypes}; the {first} of the parameters."
     )
 
 
@@ -127,8 +127,8 @@ def _on_lengths(lengths: pd.DataFrame) -> str:
 def _on_loss(losses: pd.DataFrame) -> str:
     row = losses.iloc[0]
     return (
-        f"Before tuning the loss is {row['loss']:.2f}, measured on {row['examples']} examples: a tuned model must go "
-        f"below. Half of the examples lie between {row['low']:.2f} and {row['high']:.2f}."
+        f"Before tuning the loss is {row['loss']:.2f}, measured on {_count(row['examples'], 'example')}: a tuned model "
+        f"must get lower. The middle half of the examples lies between {row['low']:.2f} and {row['high']:.2f}."
     )
 
 
@@ -138,7 +138,15 @@ def _on_inference(plan: pd.DataFrame) -> str:
     free = f"With {format_bytes(plan['usable_bytes'].iloc[0])} free on {plan['device'].iloc[0]}"
     if not fits:
         return f"{free}, the model does not fit in any precision."
-    return f"{free}, the longest text in tokens is {', '.join(fits)}."
+    longest, *rest = fits
+    if len(rows) > 1 and rows["largest_context"].nunique() == 1:
+        longest, rest = f"{rows['largest_context'].iloc[0]:,} in every precision", []
+    return f"{free}, a text may have up to {_listed([longest.replace(' in', ' tokens in', 1), *rest])}."
+
+
+def _listed(words: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _on_adapters(adapters: pd.DataFrame) -> str:
@@ -168,12 +176,12 @@ def _on_ladder(ladder: pd.DataFrame) -> str:
     if known.empty:
         return f"No step can be planned. {_note(ladder)}"
     first, best, worst = ladder.iloc[0], known.iloc[0], known.iloc[-1]
-    size = f"{first['batch']} x {first['tokens']:,} tokens" if {"batch", "tokens"}.issubset(ladder) else "a step"
-    start = f"With TRL's defaults, {size} peak at {format_bytes(int(first['peak_bytes']))}"
-    saves = f"{best['change']} saves most, down to {format_bytes(int(best['peak_bytes']))}"
-    adds = f"{worst['change']} adds most, up to {format_bytes(int(worst['peak_bytes']))}"
-    ends = ([saves] if best["difference_bytes"] < 0 else []) + ([adds] if worst["difference_bytes"] > 0 else [])
-    return f"{start}; {', and '.join(ends) or 'no change matters'}."
+    size = f" of {first['batch']} x {first['tokens']:,} tokens" if {"batch", "tokens"}.issubset(ladder) else ""
+    start = f"With TRL's defaults, a step{size} peaks at {format_bytes(int(first['peak_bytes']))}."
+    lightest = f"the lightest is {best['change']} ({format_bytes(int(best['peak_bytes']))})"
+    heaviest = f"the heaviest is {worst['change']} ({format_bytes(int(worst['peak_bytes']))})"
+    ends = [lightest] * bool(best["difference_bytes"] < 0) + [heaviest] * bool(worst["difference_bytes"] > 0)
+    return f"{start} {f'Of the single changes, {_listed(ends)}' if ends else 'No single change matters'}."
 
 
 def _note(table: pd.DataFrame) -> str:

@@ -46,16 +46,17 @@ def this_run(model: str | Path, gpu: str | None = None) -> str:
     memory = format_bytes(int(machine["total_bytes"]))
     place = gpu or f"this machine's {machine['device']} ({visible(str(machine['name']))}, {memory})"
     set_there = ", ".join(name for name in CHOICES if os.environ.get(name))
-    origin = f"Set in the environment: {set_there}." if set_there else "All settings are the defaults."
-    return f"This run: {visible(Path(model).name)}\nPlanned for {place}. {origin}"
+    origin = f"From the environment: {set_there}; the rest are defaults" if set_there else "All settings are defaults"
+    return f"This run: {visible(Path(model).name)}\nPlanned for {place}. {origin}."
 
 
 def run_conditions(runs: Iterable[Generation]) -> pd.DataFrame:
     """What the figures of `compare_runs` depend on, one row per device and dtype, with the choices that were made.
 
-    Columns: `device`, `dtype`, `attention`, `threads`, `kernel` (of one-token passes on the CPU: "torch" or "oneDNN",
-    whichever was measured to be faster), `load_first_token_s` (loading and the first token: on the CPU the weights are
-    read from the disk only when they are used), `peak_bytes` (on CUDA), and the versions of `torch` and `transformers`.
+    Columns: `device`, `dtype`, `attention`, `threads`, `kernel` (of one-token passes on the CPU: "torch" or "oneDNN";
+    this kind of machine's default, unless `load_model` was given another), `load_first_token_s` (loading and the first
+    token: on the CPU the weights are read from the disk only when they are used), `peak_bytes` (on CUDA), and the
+    versions of `torch` and `transformers`.
     """
     from importlib.metadata import version
 
@@ -215,8 +216,8 @@ def takeaways(
     points += [] if inference is None else [_on_memory(inference)]
     points += [] if adapters is None else [_on_adapters(adapters)]
     points += [] if training is None else [_on_training(training)]
-    points += [] if ladder is None else [f"**Each knob.** {escape(in_words(ladder))}"]
-    points += [] if gpus is None else [f"**How long.** {escape(in_words(gpus))}"]
+    points += [] if ladder is None else [f"**Each setting.** {escape(in_words(ladder))}"]
+    points += [] if gpus is None else [f"**How long?** {escape(in_words(gpus))}"]
     points += [_on_device(str(device), group) for device, group in runs.groupby("device", sort=False)]
     if runs["tokens_per_s"].notna().any():
         points.append(_on_fastest(runs))
@@ -230,21 +231,29 @@ def _on_memory(inference: pd.DataFrame) -> str:
     rows = inference.drop_duplicates("precision").dropna(subset="largest_context")
     fits = [f"{row.precision} up to {row.largest_context:,} tokens" for row in rows.itertuples() if row.largest_context]
     free = f"{format_bytes(inference['usable_bytes'].iloc[0])} free on {inference['device'].iloc[0]}"
-    return f"**Will it fit.** With {free}: {', '.join(fits) or 'in none of the precisions'}."
+    return f"**Will it fit?** With {free}: {', '.join(fits) or 'in none of the precisions'}."
 
 
 def _on_adapters(adapters: pd.DataFrame) -> str:
-    ends = [f"{row.adapter} trains {row.trainable:,} ({row.share:.4%})" for row in _ends(adapters, "trainable")]
+    ends = _ends(adapters, "trainable")
     if not ends:
         return "**Adapters.** None of them can be planned for this architecture."
-    return f"**Adapters.** {', '.join(ends)} parameters."
+    few, most = ends
+    return (
+        f"**Adapters.** {few.adapter} trains {few.trainable:,} parameters ({few.share:.4%}); "
+        f"{most.adapter}: {most.trainable:,} ({most.share:.4%})."
+    )
 
 
 def _on_training(training: pd.DataFrame) -> str:
-    ends = [f"{row.method} {format_bytes(row.peak_bytes)}" for row in _ends(training, "peak_bytes")]
+    ends = _ends(training, "peak_bytes")
     if not ends:
         return "**Training.** No step can be measured for this architecture."
-    return f"**Training.** The peak of a step, from the lightest to the heaviest method: {' to '.join(ends)}."
+    least, most = ends
+    return (
+        f"**Training.** A step peaks at {format_bytes(least.peak_bytes)} with the lightest method ({least.method}) "
+        f"and {format_bytes(most.peak_bytes)} with the heaviest ({most.method})."
+    )
 
 
 def _ends(table: pd.DataFrame, column: str) -> list[Any]:
@@ -285,7 +294,7 @@ def _on_experts(models: pd.DataFrame, tensors: pd.DataFrame) -> list[str]:
 
 def _on_components(tensors: pd.DataFrame) -> str:
     shares = tensors.groupby("component")["parameters"].sum().sort_values(ascending=False) / tensors["parameters"].sum()
-    head = "" if "head" in shares or "embedding" not in shares else " No output head is stored beside the embedding."
+    head = "" if "head" in shares or "embedding" not in shares else " No separate output head is stored."
     return f"**Where they are.** {', '.join(f'{name} {format_share(share)}' for name, share in shares.items())}.{head}"
 
 
@@ -317,7 +326,7 @@ def _on_fastest(runs: pd.DataFrame) -> str:
     others = ", ".join(f"{run.method} on {escape(run.device)}" for run in close.itertuples())
     place = f"{where}, {_figure(best['tokens_per_s'])} tokens/s"
     if others:
-        return f"**Speed.** {place}, but {others} is within the spread of the runs: there is no winner."
+        return f"**Speed.** {place}; {others} came within the spread of the runs, so there is no winner."
     return f"**Fastest.** {place}."
 
 

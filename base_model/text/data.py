@@ -194,7 +194,7 @@ def _require_columns(name: str, dataset: Any) -> None:
     if any(columns >= set(wanted) for wanted in FORMATS):
         return
     found = ", ".join(f"`{visible(name)}`" for name in sorted(columns)[:10]) or "none"
-    lacking = "".join(f" `{other}` is missing beside `{one}`." for one, other in _PAIRS if one in columns)
+    lacking = "".join(f" `{other}` is missing next to `{one}`." for one, other in _PAIRS if one in columns)
     columns_are = f"Its columns: {found}. Rename the ones that hold the text."
     raise ModelError(f"{name} is in none of TRL's formats: {IN_WORDS}.{lacking} {columns_are}")
 

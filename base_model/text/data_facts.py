@@ -12,6 +12,7 @@ from base_model.text.packing import kept_tokens, packed_sequences, padded_tokens
 TRL_MAX_LENGTH = 1_024  # SFTConfig's own, which its packing needs
 FEW = 5  # rows that are named
 ORDERS = ("in random order", "grouped by length")
+PACKINGS = {"bfd": "best fit (bfd)", "wrapped": "end to end (wrapped)"}  # TRL's names for them, in words
 
 
 def describe_data(
@@ -56,7 +57,7 @@ def lost_tokens(lengths: pd.DataFrame) -> int:
 
 
 def _losses(lengths: pd.DataFrame, max_length: int | None) -> dict[str, str]:
-    """What a maximal length costs; TRL drops an example of which nothing that counts is left."""
+    """What a maximum length costs; TRL drops an example of which nothing that counts is left."""
     if max_length is None:
         return {"truncated": "none: no max_length is given"}
     lost, dropped = lost_tokens(lengths), lengths["trained"] == 0
@@ -64,18 +65,18 @@ def _losses(lengths: pd.DataFrame, max_length: int | None) -> dict[str, str]:
     cut = f"{few:,} example{'s lose' if few > 1 else ' loses'} {_part(lost, lengths['tokens'].sum())} tokens"
     return {
         f"truncated at {max_length:,}": cut if lost else "none",
-        "dropped: nothing of the answer is left": _rows(dropped),
+        "dropped: no answer left after the cut": _rows(dropped),
     }
 
 
 def _faults(lengths: pd.DataFrame) -> dict[str, str]:
     ends = int(lengths["ends"].sum())
-    never = "never: the tuned model may not learn to stop"
+    never = "none: the tuned model may not learn to stop"
     return {
         "empty, with nothing to learn": _rows(lengths["empty"]),
         "duplicates of an earlier example": _rows(lengths["duplicate"]),
         "special token twice, at the beginning or the end": _rows(lengths["doubled"]),
-        "end of text is trained": f"in {_part(ends, len(lengths))} examples" if ends else never,
+        "examples that train the end of text": _part(ends, len(lengths)) if ends else never,
     }
 
 
@@ -84,7 +85,7 @@ def _batches(lengths: pd.DataFrame, max_length: int | None, batch: int) -> dict[
     if kept.empty:
         return {"steps per epoch": "none: TRL drops every example"}
     padding = {f"padding at batch {batch:,}, {order}": _padding(kept, batch, order) for order in ORDERS}
-    packed = {f"packed to {most:,} tokens, {name}": _packed(lengths, most, name) for name in ("bfd", "wrapped")}
+    packed = {f"packed to {most:,} tokens, {words}": _packed(lengths, most, name) for name, words in PACKINGS.items()}
     steps = f"{-(-len(kept) // batch):,} of {batch:,} examples"
     return padding | packed | {"steps per epoch": steps, "tokens per epoch": f"{kept.sum():,}"}
 

@@ -66,7 +66,7 @@ def _require_few(name: str, content: dict[str, Any]) -> None:
     }
     for what, (found, most) in counts.items():
         if isinstance(found, list | dict) and len(found) > most:
-            raise ModelError(f"{name} holds {len(found):,} {what}; at most {most:,} may be. Use another tokenizer.")
+            raise ModelError(f"{name} holds {len(found):,} {what}; the limit is {most:,}. Use another tokenizer.")
 
 
 def require_tame(folder: Path, source: dict[str, str], text: str) -> None:

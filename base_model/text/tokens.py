@@ -112,8 +112,9 @@ def _bytes(token: str) -> bytes | None:
 def _rates(text: str, tokens: int) -> str:
     """How dense the tokens are: per word, and, as not every script puts spaces between them, in bytes of UTF-8."""
     words, size = len(text.split()), len(text.encode(errors="replace"))
-    per_word = f" for {words:,} words: {tokens / words:.2f} per word" if words > 1 else ""
-    return f"{tokens:,} tokens{per_word}, {size / tokens:.1f} bytes each." if tokens else "No tokens: an empty text."
+    per_word = f" for {words:,} words: {tokens / words:.2f} tokens per word" if words > 1 else ""
+    density = f"{tokens:,} tokens{per_word}, {size / max(tokens, 1):.1f} bytes per token."
+    return density if tokens else "No tokens: an empty text."
 
 
 def _notes(drawn: pd.DataFrame, tokens: int) -> Iterator[str]:

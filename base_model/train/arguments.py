@@ -71,7 +71,7 @@ def planned_run(
     if devices > 1:
         wanted.pop("fsdp", None)
     if wanted:
-        raise ModelError(f"{' and '.join(wanted.values())} is not planned: leave out {', '.join(wanted)}.")
+        raise ModelError(f"{' and '.join(wanted.values())} cannot be planned: leave out {', '.join(wanted)}.")
     if given.get("bf16") and given.get("fp16"):
         raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
     if given.get("activation_offloading") and given.get("use_cpu"):
@@ -108,7 +108,7 @@ def _sharded(given: dict[str, Any]) -> dict[str, Any]:
 def _require_fsdp2(args: Any) -> None:
     plugin = getattr(args, "fsdp_plugin_args", None) or {}
     if plugin.get("fsdp_version", 2) != 2 or plugin.get("cpu_offload"):
-        raise ModelError("Sharding is planned by FSDP2 on the cards: leave out version and cpu_offload of fsdp_config.")
+        raise ModelError("Only FSDP2 without CPU offload is planned: leave version and cpu_offload out of fsdp_config.")
 
 
 def _given(args: Any, trainer: str) -> tuple[type, dict[str, Any]]:

@@ -77,7 +77,7 @@ def card(name: str) -> pd.Series:
         raise ModelError(_unclear(name, list(found["gpu"]), list(table["gpu"])))
     slowest = found.sort_values(["bandwidth", "fp16_flops"]).iloc[0]
     others = " or ".join(found["gpu"])
-    warn(f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slower. Give its full name.")
+    warn(f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slowest. Give its full name.")
     return slowest
 
 

@@ -76,7 +76,7 @@ def _changes(config: Any, tokens: int, batch: int) -> list[tuple[Any, ...]]:
     twice = {"per_device_train_batch_size": 2 * batch}
     return [
         (START, batch, tokens, own, lora, None),
-        ("without checkpointing", batch, tokens, own | {"gradient_checkpointing": False}, lora, None),
+        ("no checkpointing", batch, tokens, own | {"gradient_checkpointing": False}, lora, None),
         ("the loss over all logits at once (HF's Trainer)", batch, tokens, _hf(batch), lora, None),
         ("8-bit Adam", batch, tokens, own | {"optim": "adamw_8bit"}, lora, None),
         ("4 bits (QLoRA)", batch, tokens, own, lora, packing_of(packed)),

@@ -127,7 +127,7 @@ def plan_trainer(
     With `devices` above one the figures are those of one of these cards under FSDP2, as `fsdp=True` shards by default;
     gathered weights are `temporary_bytes` then.
 
-    One row: the columns of `plan_training`; `host_bytes`, in the machine's memory beside the card (paged optimizers);
+    One row: the columns of `plan_training`; `host_bytes`, in the machine's memory, not the card's (paged optimizers);
     `moment` of the peak (forward, loss, backward, optimizer). Raises ModelError for arguments that contradict
     one another or that the libraries refuse.
     """
@@ -228,12 +228,12 @@ def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = No
 
 
 def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) -> pd.DataFrame:
-    """Run the script of a row of `recommend` for a few steps on this machine, one device, beside its plan.
+    """Run the script of a row of `recommend` for a few steps on this machine, one device, and compare it with its plan.
 
     Columns: `check` (the peak of a step in bytes, and its seconds, each with its batch), `planned`, `measured`,
     `difference` (0.01: measured is 1% more). `planned` is for this device; nan where its speed is not known. The peak
     is that of torch's allocator (of MPS, what the driver holds). Without `data`, texts of the planned length.
-    Needs the weights on this disk. Raises ModelError, also where the plan is more than this machine has.
+    Needs the weights on this disk. Raises ModelError, also if the plan is more than this machine has.
     """
     choice = choices.choice_of(row)
     if not is_complete(local_folder(model)):

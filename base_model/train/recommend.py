@@ -32,9 +32,7 @@ COLUMNS = (
 )  # fmt: skip
 FITTING = ("fits", "tight")  # verdicts of what can be run
 WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
-RULE = (
-    "The order: methods that fit first; of these, the ones within 0.05 of the best published accuracy; then the faster."
-)
+RULE = "Methods that fit come first; of these, the ones within 0.05 of the best published accuracy; then the faster."
 # Reserved over allocated memory, in 69 runs on a T4 with sdpa (fitcheck-llm): 1.04 to 1.25, mostly below 1.10.
 RESERVED, RESERVED_AT_BEST = 1.10, 1.04
 CONTEXT_BYTES = 600 << 20  # what the driver and the libraries' kernels hold beside torch's allocator
@@ -200,7 +198,7 @@ def recommend(
     except KeyboardInterrupt:
         if not rows:
             raise
-        warn(f"Stopped: {len(rows)} of {len(tried)} plans are there.")
+        warn(f"Stopped: {len(rows)} of {len(tried)} plans are ready.")
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = ranked(table.astype(dict.fromkeys(WHOLE, "Int64") | {"accuracy": "Float64"}))
     if not table["verdict"].isin(FITTING).any() and (table["verdict"] == "does not fit").any():
@@ -235,8 +233,8 @@ def _nearest(config: Any, place: Place, row: pd.Series) -> str:
     cards = math.ceil(times) * int(row["devices"])
     smaller = count_parameters(skeleton_of(config)) / times
     return (
-        f"Nothing fits at any length: about {cards} such cards could share it (devices={cards}), or a smaller model of "
-        f"the family would, of some {smaller / 1e9:.1f} billion parameters."
+        f"Nothing fits at any length. Share the model among about {cards} such cards (devices={cards}), or take a "
+        f"smaller model of the family, of about {smaller / 1e9:.1f} billion parameters."
     )
 
 
@@ -373,10 +371,11 @@ def _why(search: Search, step: Step, batch: int, verdict: str, exact: bool) -> s
     need, usable = format_bytes(int(needed(step.peak))), format_bytes(search.place.usable)
     if verdict == "does not fit":
         missing = format_bytes(int(needed(step.peak, RESERVED_AT_BEST) - search.place.usable))
-        return f"One text of {search.tokens:,} tokens misses {missing}" + ("." if exact else ", at least.")
+        return f"One text of {search.tokens:,} tokens needs {'' if exact else 'at least '}{missing} more than there is."
     more = _why_no_more(search.most) if batch == search.most else ""
     return (
-        f"It needs {need} of {usable}, with the {RESERVED - 1:.0%} that the allocator reserves beyond the peak.{more}"
+        f"With the {RESERVED - 1:.0%} that the allocator reserves beyond the peak, it needs {need} of the {usable} "
+        f"usable.{more}"
     )
 
 
@@ -411,7 +410,7 @@ def _is_per_layer(value: Any, depth: int) -> bool:
 
 def _why_no_more(most: int) -> str:
     if most == MOST_BATCH:
-        return f" {MOST_BATCH} texts are the most that are tried."
+        return f" No batch above {MOST_BATCH} was tried."
     return f" More than {most} at a time would leave fewer than {FEWEST_STEPS} steps in an epoch of your data."
 
 

@@ -20,7 +20,7 @@ SCRIPT, PINS, LAUNCH, DATA = "train.py", "requirements.txt", "fsdp.yaml", "data.
 
 HEAD = '''"""{method}, by TRL's SFTTrainer.
 
-    {run}             # one epoch, or on from its last checkpoint
+    {run}             # one epoch, resuming from the last checkpoint if there is one
     {run} --steps 20  # a short run, to check that it works
 {merge_usage}"""
 
@@ -35,7 +35,7 @@ from trl import SFTConfig, SFTTrainer
 
 MODEL = {model}{elsewhere}
 {revision}DATA = {data}{pattern}
-HERE = Path(__file__).parent  # everything is written beside this script
+HERE = Path(__file__).parent  # everything is written next to this script
 SEED = {seed}
 
 parser = argparse.ArgumentParser()
@@ -72,7 +72,7 @@ trainer = SFTTrainer(
     processing_class=tokenizer,{adapter}
 )
 {adapter_dtype}if checkpoint := get_last_checkpoint(args.output_dir):
-    print(f"This goes on from {{checkpoint}}. Delete {{args.output_dir}} to begin anew.")
+    print(f"Resuming from {{checkpoint}}. Delete {{args.output_dir}} to start over.")
 trainer.train(resume_from_checkpoint=checkpoint)
 trainer.save_state()  # with all losses
 trainer.save_model(HERE / "{result}")
@@ -88,8 +88,8 @@ if options.merge and trainer.is_world_process_zero():
     PeftModel.from_pretrained(base, HERE / "adapter").merge_and_unload().save_pretrained(HERE / "merged")
     tokenizer.save_pretrained(HERE / "merged")
 """
-OPTION = 'parser.add_argument("--merge", action="store_true", help="write the merged model in the end")\n'
-ELSEWHERE = "  # its place on this machine: change it for another one"
+OPTION = 'parser.add_argument("--merge", action="store_true", help="write the merged model at the end")\n'
+ELSEWHERE = "  # its path on this machine: change it on another one"
 MERGED = "# train to the end, then merge the adapter into the model, to serve it"
 FLASH = '  # "flash_attention_2" is faster for long texts, once flash-attn is installed'
 FSDP = """# accelerate launch --config_file {launch} {script}

@@ -132,7 +132,7 @@ def _precision(choice: Choice) -> str:
 
 def _arguments(choice: Choice) -> list[str]:
     """The arguments of `arguments`, as lines of Python."""
-    kept = "recomputed in backward: less memory, a third more computing" if choice.checkpointing else ""
+    kept = "recomputed in the backward pass: less memory, a third more computing" if choice.checkpointing else ""
     return [
         f"per_device_train_batch_size={choice.batch!r},  # gradient_accumulation_steps=4 would join four such batches",
         f"max_length={choice.tokens!r},  # tokens; what is longer is cut",

@@ -264,11 +264,11 @@ def _why(error: Exception) -> str:
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return f"the model's code looks at values, as of which expert reads which token ({brief(error)})"
+        return f"the model's code depends on values, such as which expert reads which token ({brief(error)})"
     if isinstance(error, AttributeError) and "last_hidden_state" in str(error):
         return (
-            "TRL's loss wants the model's body apart from its head; this class tells of none, so TRL cannot train it. "
-            "Give TrainingArguments: the Trainer of transformers takes it whole"
+            "TRL's loss needs the model's body without its head; this class offers none, so TRL cannot train it. "
+            "Give TrainingArguments: transformers' Trainer takes the whole model"
         )
     return brief(error).rstrip(".")
 

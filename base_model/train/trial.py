@@ -1,4 +1,4 @@
-"""A real run of a few steps on this machine, by the script that is written for others, beside its plan."""
+"""A real run of a few steps on this machine, by the script that is written for others, compared with its plan."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def _require_room(peak: int, here: Precision) -> None:
 def run_script(script: Path, steps: int, *options: str) -> list[dict[str, Any]]:
     """Run a script of `write_script` for some steps in a process of its own; what `watch` recorded of each step.
 
-    What it says lies beside it in train.log. An interrupt ends it. Raises ModelError where it fails.
+    Its output goes to train.log next to it. An interrupt ends it. Raises ModelError if it fails.
     """
     record, log = script.with_name("steps.jsonl"), script.with_name("train.log")
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS} | QUIET
@@ -157,7 +157,7 @@ def _told(code: int, log: Path) -> str:
 
 
 def compared(config: Any, choice: Choice, steps: list[dict[str, Any]]) -> pd.DataFrame:
-    """Planned beside measured, in `COLUMNS`: the peak (bytes) and the seconds of a step, each at its own batch."""
+    """Plan and measurement, in `COLUMNS`: the peak (bytes) and the seconds of a step, each at its own batch."""
     import numpy as np
 
     here = precision_here(choice)

@@ -192,7 +192,7 @@ def test_experts_without_a_word_on_how_many_read_a_token(tmp_path):
     latent = {name: value for name, value in LATENT.items() if name != "num_experts_per_tok"}
     settings = {"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"]} | SMALL | latent
     write_replica(tmp_path, settings, "BF16", "1GB")
-    with pytest.warns(mt.ModelWarning, match="how many of the 4 experts read a token"):
+    with pytest.warns(mt.ModelWarning, match="how many of the 4 experts each token uses"):
         assert pd.isna(mt.compare_models([tmp_path])["active"].iloc[0])
-    with pytest.warns(mt.ModelWarning, match="how many of the 4 experts read a token"):
+    with pytest.warns(mt.ModelWarning, match="how many of the 4 experts each token uses"):
         assert mt.check_model(tmp_path)["match"].all()

@@ -129,7 +129,7 @@ def test_tables_beside_the_weights_are_bounded(toy, monkeypatch):
     monkeypatch.setattr("base_model.architecture.config.MAX_BUFFER_BYTES", size)
     require_fit(config, tensors, countable=True)
     monkeypatch.setattr("base_model.architecture.config.MAX_BUFFER_BYTES", size - 1)
-    with pytest.raises(mt.ModelError, match=f"describes tables of {size} B beside the weights"):
+    with pytest.raises(mt.ModelError, match=f"describes buffers of {size} B besides the weights"):
         require_fit(config, tensors, countable=True)
 
 

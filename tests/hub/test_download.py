@@ -214,7 +214,7 @@ def test_verify_asks_for_the_commit_that_was_brought(published, tmp_path):
 
 
 def test_verify_without_a_hub_id_is_refused(toy):
-    with pytest.raises(mt.ModelError, match=r"`verify` asks the Hub: fetch_model\(\"org/name\""):
+    with pytest.raises(mt.ModelError, match=r"`verify` compares with the Hub.*fetch_model\(\"org/name\""):
         mt.fetch_model(toy, verify=True)
 
 
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_is_told(published, sizes, tmp_path):
             enough = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)"
             full = fetch(hub.url, disk / "toy", enough, HF_HOME=str(tmp_path / "home"))
         assert_refused(
-            refused, f"The download needs {format_bytes(sum(sizes.values()))}, the disk of {disk}/toy has 20.00 MiB"
+            refused, f"The download needs {format_bytes(sum(sizes.values()))}; the disk of {disk}/toy has 20.00 MiB"
         )
         assert_refused(full, f"The disk filled up while {MODEL} was downloading. Free some space, then run this again.")
         assert THIRD not in files_in(disk / "toy") and unfinished(disk) == []

@@ -272,7 +272,7 @@ def test_the_text_model_may_state_the_dtype(tmp_path):
 
 
 def test_what_trl_cannot_train_is_planned_for_another_trainer():
-    """TRL's loss asks for a body apart from the head; Llama 4's classes tell of none."""
+    """TRL's loss needs the body without the head; Llama 4's classes offer none."""
     import torch
     from transformers import TrainingArguments
 
@@ -303,7 +303,7 @@ def test_a_step_that_cannot_be_planned_says_why(kind, capfd):
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(kind, **NOT_PLANNED[kind], dtype="bfloat16")
-    reason = "split_sizes" if kind == "jetmoe" else "looks at values, as of which expert"
+    reason = "split_sizes" if kind == "jetmoe" else "depends on values, such as which expert"
     with pytest.raises(mt.ModelError, match=rf"This step cannot be run without weights: .*{reason}"):
         plan_trainer(config, {"gradient_checkpointing": False, "max_length": 24}, None, None, None, 1)
     assert "Traceback" not in capfd.readouterr().err

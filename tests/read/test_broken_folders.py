@@ -515,7 +515,7 @@ ROWS = {
     "the index a link to nothing": (link(INDEX, "nothing"), WEIGHTS, f"{INDEX} is missing"),
     "the index a link to itself": (link(INDEX, INDEX), WEIGHTS, INDEX),
     "the index a device": (link(INDEX, "/dev/zero"), WEIGHTS, f"{INDEX} is a pipe or a device"),
-    "the index of 200 MB": (lambda folder: os.truncate(folder / INDEX, 200_000_000), WEIGHTS, f"{INDEX} has 200,000,000"),
+    "the index of 200 MB": (lambda folder: os.truncate(folder / INDEX, 200_000_000), WEIGHTS, f"{INDEX} is 200,000,000"),
     # config.json
     **{f"config.json: {kind}": (write(CONFIG, content), "list read check load tokenizer", f"{CONFIG} ")
        for kind, content in NO_JSON.items()},
@@ -764,5 +764,5 @@ def test_a_settings_file_of_as_many_bytes_as_may_be(tmp_path, monkeypatch):
     monkeypatch.setattr("base_model.read.folder.MAX_JSON_BYTES", 8)
     assert read_json(tmp_path / CONFIG) == {"a": 1}
     monkeypatch.setattr("base_model.read.folder.MAX_JSON_BYTES", 7)
-    with pytest.raises(mt.ModelError, match="has 8 bytes, too many for a settings file"):
+    with pytest.raises(mt.ModelError, match="is 8 bytes, too large for a settings file"):
         read_json(tmp_path / CONFIG)

@@ -277,7 +277,7 @@ def test_shapes_that_fit_no_packing_are_told(near, tmp_path):
     tensors = PLAIN | {"model.layers.0.mlp.up_proj.weight": ("U8", (96, 33)),
                        f"model.layers.0.mlp.up_proj.{near}": ("F8_E8M0", (96, 5))}  # fmt: skip
     write(tmp_path, tensors)
-    assert counted(tmp_path, "integer tensors")["model.layers.0.mlp.up_proj.weight"] == 96 * 33
+    assert counted(tmp_path, "tensors are integers")["model.layers.0.mlp.up_proj.weight"] == 96 * 33
 
 
 def test_scales_of_plain_weights_are_parameters(tmp_path):
@@ -351,7 +351,7 @@ def test_groups_of_several_bits_are_told(tmp_path):
 @pytest.mark.parametrize("dtype", ["U8", "I8", "I16", "I32", "I64", "F4", "U16", "U32", "U64"])
 def test_integers_without_a_word_on_quantisation_are_told(dtype, tmp_path):
     write(tmp_path, PLAIN | {"model.layers.0.mlp.up_proj.weight": (dtype, (8, 8))})
-    assert counted(tmp_path, "integer tensors")["model.layers.0.mlp.up_proj.weight"] == 64
+    assert counted(tmp_path, "tensors are integers")["model.layers.0.mlp.up_proj.weight"] == 64
 
 
 def test_masks_and_frequencies_of_old_checkpoints_count_nothing(tmp_path):

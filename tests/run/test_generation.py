@@ -141,7 +141,7 @@ def test_missing_weights_are_an_error_never_random_numbers(toy, tmp_path):
     folder = shutil.copytree(toy, tmp_path / "deeper")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
-    with pytest.raises(mt.ModelError, match="describes 3 layers, the weights hold 2"):
+    with pytest.raises(mt.ModelError, match="describes 3 layers; the weights hold 2"):
         mt.load_model(folder)
 
 
@@ -253,7 +253,7 @@ def test_a_model_that_another_loader_loads_is_named(tmp_path):
     config = AutoConfig.for_model("qwen3_vl", text_config=text, vision_config=sight)
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "sees")
     toy_tokenizer(chat=True).save_pretrained(tmp_path / "sees")
-    words = "does not load a Qwen3VLForConditionalGeneration"
+    words = "cannot load a Qwen3VLForConditionalGeneration"
     with pytest.raises(mt.ModelError, match=words):
         mt.load_model(tmp_path / "sees")
     row = {"method": "LoRA r16, all linear", "checkpointing": True, "batch": 1, "tokens": 32}

@@ -148,8 +148,9 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     assert table["limit_tokens_per_s"].tolist() == [32.0, 32.0]
     assert table["share"].tolist() == [0.5, 0.25]
     words = mt.limits_in_words(table)
-    assert "the runs reach 25% to 50% of the limit set by 8 GiB/s of memory bandwidth" in words
-    assert f"{8 * 2**30 / (2 * 1_235_814_400):.2g} for 1B and {8 * 2**30 / (2 * 3_212_749_824):.2g} for 3B" in words
+    assert "the runs reach 25% to 50% of the limit that 8 GiB/s of memory bandwidth sets" in words
+    small, large = (f"{8 * 2**30 / (2 * count):.2g} tokens/s" for count in (1_235_814_400, 3_212_749_824))
+    assert f"that limit is {small} for Llama-3.2-1B and {large} for Llama-3.2-3B." in words
     assert "runs reach 50% of" in mt.limits_in_words(table.head(1))  # one figure is no range
     two = pd.concat([table.assign(device="xpu"), table])
     assert mt.limits_in_words(two) == f"{words.replace('cpu', 'xpu')} {words}"  # in the table's order

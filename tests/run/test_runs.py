@@ -350,7 +350,7 @@ def test_equal_runs_match(on_cpu):
         "mps: scores of these tokens, as cpu",
     ]
     assert checks["match"].all()
-    assert mt.agreement(checks) == "The runs agree in every comparison (3)."
+    assert mt.agreement(checks) == "The runs agree: 3 of 3 comparisons match."
 
 
 def test_methods_that_disagree_are_told(on_cpu):
@@ -397,7 +397,7 @@ def test_takeaways_name_the_winner_only_when_there_is_one(toy, on_cpu):
     files, tensors = mt.list_files(toy), mt.read_tensors(toy)
     fast = replace(on_cpu, tokens_per_s=100.0, spread=0.05)
     near, far = (replace(on_cpu, method="pipeline", tokens_per_s=speed, spread=0.01) for speed in (97.0, 80.0))
-    words = "but pipeline on cpu is within the spread of the runs: there is no winner"
+    words = "; pipeline on cpu came within the spread of the runs, so there is no winner"
     assert words in mt.takeaways(files, tensors, mt.compare_runs([near, fast]))
     text = mt.takeaways(files, tensors, mt.compare_runs([far, fast]))
     assert "**Fastest.** manual on cpu in float32, 100 tokens/s." in text

@@ -31,7 +31,7 @@ def notebook(toy):
     files = mt.list_files(toy)
     return new_notebook(cells=[
         new_markdown_cell("# How to use this notebook", metadata={"tags": ["notebook-only"]}),
-        printed(f"This run: {NAME}\nPlanned for an RTX 4090. Set in the environment: MODEL.\n"),
+        printed(f"This run: {NAME}\nPlanned for an RTX 4090. From the environment: MODEL; the rest are defaults.\n"),
         new_markdown_cell("## The answer"),
         shown("| method | peak |\n| :--- | ---: |\n| LoRA | 5 GiB |", caption="What <fits>"),
         chart(mt.plot_storage(files).figure),
@@ -56,8 +56,8 @@ def report(notebook, tmp_path):
 def test_the_head_says_what_it_is_of(report):
     html = report.read_text(encoding="utf-8")
     assert "<title>toy &lt;model&gt;: before fine-tuning</title>" in html and html.count("<h1>") == 1
-    assert "<dt>Planned for</dt><dd>an RTX 4090</dd>" in html and "<dt>Made on</dt>" in html and "<dt>Date</dt>" in html
-    assert "This run:" not in html and "Set in the environment" not in html
+    assert "<dt>Planned for</dt><dd>an RTX 4090</dd>" in html and "<dt>Run on</dt>" in html and "<dt>Date</dt>" in html
+    assert "This run:" not in html and "From the environment" not in html
 
 
 def test_the_verdict_the_answer_and_the_summary_come_first(report):
@@ -99,7 +99,7 @@ def test_a_picture_without_drawings_keeps_its_png_and_the_cells_words(notebook, 
     nbformat.write(notebook, tmp_path / "old.ipynb")
     html = page.write_page(tmp_path / "old.ipynb").read_text(encoding="utf-8")
     assert 'src="data:image/png;base64,AAAA"' in html and 'alt="Bars: &lt;a&gt;"' in html
-    assert "Made on" not in html and "<dt>Date</dt>" in html
+    assert "Run on" not in html and "<dt>Date</dt>" in html
 
 
 @pytest.mark.parametrize("width", [1280, 390])

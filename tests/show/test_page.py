@@ -131,7 +131,7 @@ def test_a_run_overwrites_nothing_of_the_user(notebook, toy, tmp_path, name, kin
     else:
         path.write_text("mine")
     notebook("open('ran', 'w')")
-    with pytest.raises(mt.ModelError, match=rf"{name} is not as a run has written it.*Move it away"):
+    with pytest.raises(mt.ModelError, match=rf"{name} was not written by a run.*Move it away"):
         page.run_notebook(toy)
     assert not (tmp_path / "ran").exists()  # said before an hour of work
     assert kind == "folder" or path.read_text() == "mine" == other.read_text()
@@ -148,7 +148,7 @@ def test_cells_break_where_a_reader_would():
 def test_a_page_of_the_user_stays(notebook, tmp_path):
     notebook("print(1)")  # a notebook in this folder; it need not run
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(mt.ModelError, match=r"report\.html is not as a run has written it"):
+    with pytest.raises(mt.ModelError, match=r"report\.html was not written by a run"):
         page.write_page(page.NOTEBOOK)
     assert (tmp_path / "report.html").read_text() == "mine"
 

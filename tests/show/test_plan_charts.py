@@ -105,7 +105,7 @@ def test_insertion_lays_the_adapter_over_the_model(toy):
     assert names == ["embedding", "attention", "mlp", "norm"]
     assert list(sizes["attention"] > 0) == [False, False, False, False, True]  # outside, a gap of two, layers 0 and 1
     assert not sizes["mlp"].any()
-    assert ax.texts[1].get_text().endswith(", 100.0% of the training")
+    assert ax.texts[1].get_text().endswith(", 100.0% of the trained parameters")
     shades = ax.images[0].get_array()
     assert shades[0, 0] > 0 == shades[0, 3]  # the embedding is outside of the layers
     assert shades[1, 3] ** 2 == pytest.approx(3_072 / 8_320)  # a layer's attention beside the embedding

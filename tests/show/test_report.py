@@ -225,7 +225,7 @@ def save(toy, monkeypatch):
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_no_report_wrote_stays(name, save, tmp_path):
     (tmp_path / name).write_bytes(b"my own")
-    with pytest.raises(mt.ModelError, match=rf"{name} is not as a report has written it.*Move it away"):
+    with pytest.raises(mt.ModelError, match=rf"{name} was not written by a report.*Move it away"):
         save(tmp_path)
     assert contents(tmp_path) == {name: b"my own"}
 
@@ -237,7 +237,7 @@ def test_a_file_that_was_changed_since_stays(name, save, tmp_path):
     text = path.read_bytes()
     path.write_bytes(text.replace(b'"toy"', b'"my toy"') if name.endswith("json") else text + b"a note")
     before = contents(tmp_path)
-    with pytest.raises(mt.ModelError, match=rf"{name} is not as a report has written it"):
+    with pytest.raises(mt.ModelError, match=rf"{name} was not written by a report"):
         save(tmp_path, "another")
     assert contents(tmp_path) == before
 
@@ -367,7 +367,7 @@ FINE = [
 @pytest.mark.parametrize("number", range(len(JUNK)))
 def test_junk_in_report_json_is_told(number, tmp_path):
     (tmp_path / "report.json").write_text(JUNK[number])
-    with pytest.raises(mt.ModelError, match=r"report\.json (cannot be read|is no report|holds something else)"):
+    with pytest.raises(mt.ModelError, match=r"report\.json (cannot be read|is not a report|does not hold tables)"):
         mt.read_report(tmp_path)
 
 

@@ -24,7 +24,7 @@ def answer():
     table = pd.DataFrame(rows, columns=[*columns, "hours_low", "hours_high", "accuracy"])
     peaks = [13 * G, 13 * G, 14 * G, 38 * G]
     table = table.assign(tokens=1024, peak_bytes=peaks, share=[peak * 1.1 / (15 * G) for peak in peaks])
-    table["why"] = ["It needs 14.30 of 15.00 GiB."] * 3 + ["One text misses 24.52 GiB."]
+    table["why"] = ["It needs 14.30 of 15.00 GiB."] * 3 + ["One text needs 24.52 GiB more."]
     return table.astype({"accuracy": "Float64"})
 
 
@@ -33,7 +33,7 @@ def test_the_answer_is_read_aloud(answer):
     assert words.startswith(
         "Start with LoRA r16, all linear, with checkpointing: a batch of 1,200 texts of up to 1,024 tokens peaks at "
         "13.00 GiB. It needs 14.30 of 15.00 GiB. One epoch of your data takes 18 to 30 min. "
-        "This does not fit: full fine-tuning (24.52 GiB too much). The order: methods that fit first"
+        "This does not fit: full fine-tuning (24.52 GiB too much). Methods that fit come first"
     )
     assert "not fit" not in mt.in_words(answer.head(3))
     lighter = answer.tail(1).assign(method="full fine-tuning, 8-bit Adam", peak_bytes=30 * G, share=30 * 1.1 / 15)
@@ -42,8 +42,8 @@ def test_the_answer_is_read_aloud(answer):
 
 
 def test_where_nothing_fits_the_nearest_is_named(answer):
-    words = mt.in_words(answer.assign(verdict="does not fit", why="One text misses 22.00 GiB."))
-    assert words.startswith("Nothing fits. LoRA r16, all linear comes nearest: One text misses 22.00 GiB.")
+    words = mt.in_words(answer.assign(verdict="does not fit", why="One text needs 22.00 GiB more."))
+    assert words.startswith("Nothing fits. LoRA r16, all linear comes closest. One text needs 22.00 GiB more.")
 
 
 def test_the_table_of_the_answer_has_each_method_once(answer):
@@ -92,6 +92,35 @@ def test_one_thing_is_not_written_as_many(toy, base_toy):
 def test_every_table_of_a_model_has_its_sentence(toy):
     for table in (mt.list_files(toy), mt.read_tensors(toy), mt.plan_inference(toy), mt.plan_adapters(toy)):
         assert mt.in_words(table).endswith(".")
+
+
+def test_single_changes_are_told_by_the_lightest_and_the_heaviest():
+    ladder = pd.DataFrame({
+        "change": ["TRL's defaults", "half the length", "no checkpointing"], "batch": 4, "tokens": 1024,
+        "peak_bytes": [2 * G, G, 3 * G], "difference_bytes": [0, -G, G],
+    })  # fmt: skip
+    start = "With TRL's defaults, a step of 4 x 1,024 tokens peaks at 2.00 GiB."
+    lightest, heaviest = "the lightest is half the length (1.00 GiB)", "the heaviest is no checkpointing (3.00 GiB)"
+    assert mt.in_words(ladder) == f"{start} Of the single changes, {lightest} and {heaviest}."
+    assert mt.in_words(ladder.head(2)) == f"{start} Of the single changes, {lightest}."
+    assert mt.in_words(ladder.assign(difference_bytes=0)) == f"{start} No single change matters."
+    assert mt.in_words(ladder.drop(columns="batch")).startswith("With TRL's defaults, a step peaks at 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    ("longest", "words"),
+    [
+        ([8192, 8192, 8192], "8,192 tokens in every precision"),
+        ([2048, 4096, 8192], "2,048 tokens in float32, 4,096 in int8 and 8,192 in nf4"),
+        ([0, 8192, 8192], "8,192 tokens in int8 and 8,192 in nf4"),
+        ([0, 0, 8192], "8,192 tokens in nf4"),
+    ],
+)
+def test_the_longest_text_is_told_once_where_it_is_the_same_in_every_precision(longest, words):
+    plan = pd.DataFrame({"precision": ["float32", "int8", "nf4"], "largest_context": longest})
+    plan = plan.assign(usable_bytes=G, device="cpu").astype({"largest_context": "Int64"})
+    assert mt.in_words(plan) == f"With 1.00 GiB free on cpu, a text may have up to {words}."
+    assert "does not fit in any" in mt.in_words(plan.assign(largest_context=0))
 
 
 # --- The picture of the answer

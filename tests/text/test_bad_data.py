@@ -125,8 +125,8 @@ def test_a_row_that_no_model_reads_at_once(refused):
     ("row", "words"),
     [
         ({"question": "a", "answer": "b"}, "Its columns: `answer`, `question`"),
-        ({"prompt": "a"}, "`completion` is missing beside `prompt`"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "`completion` is missing beside `prompt`"),
+        ({"prompt": "a"}, "`completion` is missing next to `prompt`"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "`completion` is missing next to `prompt`"),
         ({"text": "a", "image": "b"}, "holds images"),
     ],
 )

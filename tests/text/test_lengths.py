@@ -146,14 +146,14 @@ def test_the_facts(tokenizers):
     assert found["tokens"] == "26, 6.5 per example"  # 4, 10, 4, 8: with EOS
     assert found["longest"] == "10 tokens (row 1)"
     assert found["truncated at 6"] == "2 examples lose 6 of 26 (23.1%) tokens"
-    assert found["dropped: nothing of the answer is left"] == "1 (row 1)"
+    assert found["dropped: no answer left after the cut"] == "1 (row 1)"
     assert found["tokens that count in the loss"] == "9 of 14 (64.3%)"
     assert found["duplicates of an earlier example"] == "1 (row 2)"
-    assert found["end of text is trained"] == "in 2 of 4 (50.0%) examples"
+    assert found["examples that train the end of text"] == "2 of 4 (50.0%)"
     assert found["steps per epoch"] == "2 of 2 examples"
     assert found["tokens per epoch"] == "14"
-    assert found["packed to 6 tokens, bfd"] == "4 sequences, 83.3% full"
-    assert found["packed to 6 tokens, wrapped"] == "5 sequences, 86.7% full"
+    assert found["packed to 6 tokens, best fit (bfd)"] == "4 sequences, 83.3% full"
+    assert found["packed to 6 tokens, end to end (wrapped)"] == "5 sequences, 86.7% full"
 
 
 def test_the_end_of_text_that_is_never_trained(tokenizers):
@@ -161,7 +161,7 @@ def test_the_end_of_text_that_is_never_trained(tokenizers):
     from datasets import Dataset
 
     found = facts(tokenizers["bytes"], Dataset.from_list([FORMATS["messages"](1)]))
-    assert found["end of text is trained"].startswith("never")
+    assert found["examples that train the end of text"].startswith("none")
     assert found["truncated"] == "none: no max_length is given"
 
 

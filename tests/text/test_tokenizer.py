@@ -187,7 +187,7 @@ def test_a_drawing_shows_every_token_with_its_id(demo):
     pieces = [f"{piece.replace(' ', '·')} ({number})" for number, _, piece in table.itertuples(index=False)]
     assert repr(drawn).splitlines()[0] == " | ".join(pieces)
     assert text.startswith(" | ".join(piece.replace(" (", "").rstrip(")") for piece in pieces))
-    assert f"{len(table)} tokens for 4 words: {len(table) / 4:.2f} per word" in text
+    assert f"{len(table)} tokens for 4 words: {len(table) / 4:.2f} tokens per word" in text
     assert mt.draw_tokens(demo, TEXT).html == drawn.html
 
 

@@ -136,7 +136,7 @@ def test_each_card_finds_itself(table):
 
 
 def test_a_name_for_two_is_the_slower_and_says_so():
-    with pytest.warns(mt.ModelWarning, match=r"could be NVIDIA A100 PCIe 80GB or NVIDIA A100 SXM 80GB.*the slower"):
+    with pytest.warns(mt.ModelWarning, match=r"could be NVIDIA A100 PCIe 80GB or NVIDIA A100 SXM 80GB.*the slowest"):
         assert card("a100 80gb")["bandwidth"] == 1935 * GB
 
 

@@ -129,10 +129,8 @@ def test_a_person_can_read_it(toy, tmp_path, method):
     assert 40 <= len([line for line in code if line.strip() and not line.lstrip().startswith("#")]) <= 70
     assert max(map(len, text.splitlines()[:6] + code)) <= 120 + len(str(toy))
     assert ("--merge" in text) == ("full" not in method)
-    assert (
-        f"MODEL = {str(toy)!r}  # its place on this machine" in text and text.count("# its place on this machine") == 2
-    )
-    assert text.index("Delete {args.output_dir} to begin anew") < text.index("trainer.train(")
+    assert f"MODEL = {str(toy)!r}  # its path on this machine" in text and text.count("# its path on this machine") == 2
+    assert text.index("Delete {args.output_dir} to start over") < text.index("trainer.train(")
 
 
 def test_a_run_holds_out_saves_goes_on_and_merges(toy, tmp_path, run):
@@ -259,8 +257,8 @@ def test_a_folder_with_an_adapter_is_refused(toy, tmp_path):
 
 
 def test_a_row_that_does_not_fit_is_written_with_a_warning(toy, tmp_path):
-    row = LORA | {"verdict": "does not fit", "why": "One text misses 2.00 GiB."}
-    with pytest.warns(mt.ModelWarning, match=r"does not fit: One text misses 2\.00 GiB"):
+    row = LORA | {"verdict": "does not fit", "why": "One text needs 2.00 GiB more."}
+    with pytest.warns(mt.ModelWarning, match=r"does not fit: One text needs 2\.00 GiB more"):
         assert mt.write_script(toy, row, tmp_path / "run").is_file()
     row = LORA | {"verdict": "not planned", "batch": pd.NA, "why": "No such scan."}
     with pytest.raises(mt.ModelError, match=r"could not be planned here.*No such scan"):
