@@ -33,10 +33,10 @@ def warn(message: str) -> None:
     warnings.warn(message, ModelWarning, stacklevel=max(ours) + 1)
 
 
-def require_whole(name: str, value: object, least: int = 1) -> None:
-    """Stop where a number of tokens or texts is not a whole one within reason. Raises ModelError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= MOST:
-        raise ModelError(f"{name} must be a whole number from {least} to {MOST:,}, not {value!r}.")
+def require_whole(name: str, value: object, least: int = 1, most: int = MOST) -> None:
+    """Stop where a number of tokens, texts or devices is not a whole one within reason. Raises ModelError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
+        raise ModelError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}.")
 
 
 def format_bytes(n: int) -> str:

@@ -19,6 +19,7 @@ from base_model import ModelError, ModelWarning, format_bytes, require_whole, wa
 from base_model.architecture.config import count_parameters, layers_of, skeleton_of
 from base_model.plan.machine import this_machine
 from base_model.read.tensors import places
+from base_model.train.arguments import MOST_DEVICES
 from base_model.train.gpus import card, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.progress import planning_bar
@@ -186,7 +187,7 @@ def recommend(
     batch size, and `examples` their number, of which an epoch makes some steps. An interrupt keeps what was found.
     """
     require_whole("tokens", tokens, least=2)
-    require_whole("devices", devices)
+    require_whole("devices", devices, most=MOST_DEVICES)
     steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
     most = min(MOST_BATCH, max(steps, 1))
     tried = [

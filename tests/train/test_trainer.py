@@ -72,7 +72,7 @@ WHOLE = {"loss_type": "nll"}  # logits as they are; TRL's default works in chunk
 RUNS = [
     *((one, {"gradient_checkpointing": kept} | WHOLE, "trl") for one in (lora, ia3, nothing) for kept in (True, False)),
     (lora, {}, "trl"),
-    (nothing, {"gradient_accumulation_steps": 2} | WHOLE, "trl"),
+    (nothing, {"gradient_accumulation_steps": 5} | WHOLE, "trl"),
     (nothing, {"optim": "adamw_torch"} | WHOLE, "trl"),
     (nothing, {"optim": "adafactor"} | WHOLE, "trl"),
     (nothing, {"optim": "sgd"}, "trl"),
@@ -88,6 +88,23 @@ RUNS = [
 def test_the_plan_is_what_a_real_run_takes(adapter, arguments, trainer, wide_toy):
     planned, real = both(wide_toy, FOUR | arguments, adapter, 64, trainer)
     assert planned == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_of_many_micro_batches_is_that_of_three(devices, monkeypatch):
+    from base_model.train import arguments
+    from base_model.train.operations import Tape
+    from base_model.train.trainer import measured
+    from tests.train.test_sharding import toy_config
+
+    def planned():
+        tape, given = Tape(), {"gradient_accumulation_steps": 6, "per_device_train_batch_size": 2}
+        ledger, _, run = measured(toy_config(), given, lora(), None, 64, devices, observe=tape)
+        return ledger.peak, ledger.most, run.accumulation, sum(cost.flops * n for cost, n in tape.costs.items())
+
+    three = planned()
+    monkeypatch.setattr(arguments, "MICRO_STEPS", 99)
+    assert three == planned()
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
