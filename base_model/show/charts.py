@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import pandas as pd
 
 from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
-from base_model.read.folder import is_folder
-from base_model.show.saving import in_home, reason, write_whole
+from base_model.read.folder import in_home, is_folder
+from base_model.show.saving import reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

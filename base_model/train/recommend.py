@@ -20,7 +20,7 @@ from base_model.architecture.config import count_parameters, layers_of, skeleton
 from base_model.plan.machine import this_machine
 from base_model.read.tensors import places
 from base_model.train.arguments import MOST_DEVICES
-from base_model.train.gpus import card, this_cpu
+from base_model.train.gpus import card, is_cpu, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.progress import planning_bar
 from base_model.train.time import time_on
@@ -144,9 +144,11 @@ def place_of(gpu: str | None, memory: str | int | None) -> Place:
     """A card by its name, one of some `memory` ("24GiB"), or this machine without either. Raises ModelError."""
     if memory is not None:
         usable = int(bytes_of(memory)) - CONTEXT_BYTES
+        if usable <= 0:
+            raise ModelError(f"A card needs more than {format_bytes(CONTEXT_BYTES)}: its driver alone takes that much.")
         on = card(gpu) if gpu is not None else None
         return Place(gpu or f"a card with {format_bytes(bytes_of(memory))}", usable, on)
-    if gpu is None or gpu.strip().lower() == "cpu":
+    if gpu is None or is_cpu(gpu):
         machine = this_machine().iloc[-1] if gpu is None else this_machine().set_index("device", drop=False).loc["cpu"]
         cpu = machine["device"] == "cpu"
         return Place(

@@ -90,6 +90,17 @@ def test_the_plan_is_what_a_real_run_takes(adapter, arguments, trainer, wide_toy
     assert planned == pytest.approx(real, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"devices": 1025}, "to 1,024"), ({"args": {"gradient_accumulation_steps": 10_001}}, "to 10,000")],
+)
+def test_more_than_can_be_planned_is_refused_at_once(toy, more, words):
+    import model_tools as mt
+
+    with pytest.raises(ModelError, match=words):
+        mt.plan_trainer(toy, tokens=8, **more)
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_step_of_many_micro_batches_is_that_of_three(devices, monkeypatch):
     from base_model.train import arguments
