@@ -111,7 +111,7 @@ def test_without_weights_the_tensors_are_those_of_the_architecture(toy, describe
 def test_a_head_of_its_own_counts_where_the_architecture_ties_none(kind, described):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     (described / "config.json").write_text(
-        json.dumps({"model_type": kind, "vocab_size": 100, "is_decoder": True} | sizes)
+        json.dumps({"model_type": kind, "vocab_size": 512, "tie_word_embeddings": True} | sizes)
     )
     count = sum(parameter.numel() for parameter in mt.skeleton(described).parameters())
     assert mt.list_tensors(described)["parameters"].sum() == count
