@@ -198,5 +198,5 @@ def _special(tokenizer: Any, role: str) -> str:
 
 def _longest(limit: Any) -> str:
     """transformers writes "no limit" as the float 1e30, and takes whatever a file says."""
-    stated = isinstance(limit, int | float) and 0 < limit < 1e12
+    stated = isinstance(limit, int | float) and limit < 1e12
     return f"{int(limit):,} tokens" if stated else "not stated"

@@ -179,6 +179,18 @@ def test_a_data_set_in_hand_is_saved_beside_it_and_full_fine_tuning_runs(toy, tm
     assert (tmp_path / "model" / "model.safetensors").is_file() and not (tmp_path / "adapter").exists()
 
 
+def test_the_methods_are_what_they_are_called(toy):
+    config = read_architecture(toy)
+    made = {method.name: adapter_of(config, method) for method in METHODS}
+    assert [name for name, one in made.items() if getattr(one, "use_dora", False)] == ["DoRA r16, all linear"]
+    assert [name for name, one in made.items() if one is None] == ["full fine-tuning", "full fine-tuning, 8-bit Adam"]
+    published = {method.name: method.accuracy for method in METHODS if method.accuracy is not None}
+    assert published == {
+        "full fine-tuning": 0.472, "LoRA r16, attention": 0.478, "LoRA r16, all linear": 0.494,
+        "DoRA r16, all linear": 0.469, "IA-3": 0.311,
+    }  # fmt: skip
+
+
 def test_a_row_that_was_read_from_text_means_the_same(toy):
     assert mt.settings(toy, LORA | {"checkpointing": "False", "verdict": pd.NA}) == mt.settings(
         toy, LORA | {"checkpointing": False}

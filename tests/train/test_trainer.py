@@ -131,6 +131,17 @@ def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
     assert planned > 60 * MIB
 
 
+def test_only_fake_tensors_take_the_quick_way():
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from base_model.plan.ledger import _all_fake
+
+    real = torch.ones(2)
+    fake = FakeTensorMode().from_tensor(real)
+    assert _all_fake((fake, 1)) and not _all_fake((fake, real))
+
+
 def test_the_workspace_is_what_cublas_states():
     """`:4096:2:16:8` unless CUBLAS_WORKSPACE_CONFIG says else: pairs of KiB and how many; for two threads' handles."""
     from base_model.train.trainer import WORKSPACE_BYTES
@@ -336,6 +347,23 @@ def wide_checkpoints(folder, tokens):
 
     config = read_architecture(folder)
     return config.num_hidden_layers * tokens * config.hidden_size * 4
+
+
+def test_gptq_refuses_experts_in_one_tensor_alone():
+    """A shared expert is a matrix, and a convolution has three dimensions, too."""
+    import torch
+
+    from base_model.train.gptq import _refuse_experts
+
+    class Block(torch.nn.Module):
+        def __init__(self, **shapes):
+            super().__init__()
+            for name, shape in shapes.items():
+                self.register_parameter(name, torch.nn.Parameter(torch.empty(shape)))
+
+    _refuse_experts(Block(shared_expert=(4, 4), conv1d=(4, 1, 4)))
+    with pytest.raises(ModelError, match="experts holds all experts"):
+        _refuse_experts(Block(experts=(2, 4, 4)))
 
 
 def test_gptq_is_counted_as_it_is_stored(toy):
