@@ -17,6 +17,10 @@ COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 class ModelError(Exception):
     """Something is wrong with a model, folder, Hub answer or machine: what, in which file, and what to do next."""
 
+    def __init__(self, words: str) -> None:
+        """The words, safe to print whatever names or texts they quote."""
+        super().__init__(visible_text(words))
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of its frames: the sentence says what to do, the frames do not."""
         return [f"{type(self).__name__}: {self}"]
@@ -30,13 +34,13 @@ def warn(message: str) -> None:
     """A ModelWarning at the line of the user's that called the project, however deep inside it arose."""
     stack = enumerate(traceback.walk_stack(sys._getframe()), start=1)
     ours = [level for level, (frame, _) in stack if frame.f_code.co_filename.startswith(OURS)]
-    warnings.warn(message, ModelWarning, stacklevel=max(ours) + 1)
+    warnings.warn(visible_text(message), ModelWarning, stacklevel=max(ours) + 1)
 
 
-def require_whole(name: str, value: object, least: int = 1) -> None:
-    """Stop where a number of tokens or texts is not a whole one within reason. Raises ModelError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= MOST:
-        raise ModelError(f"{name} must be a whole number from {least} to {MOST:,}, not {value!r}.")
+def require_whole(name: str, value: object, least: int = 1, most: int = MOST) -> None:
+    """Stop where a number of tokens, texts or devices is not a whole one within reason. Raises ModelError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
+        raise ModelError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}.")
 
 
 def format_bytes(n: int) -> str:

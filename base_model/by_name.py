@@ -15,7 +15,7 @@ from base_model.hub import download, remote
 from base_model.hub.access import UnknownModelError
 from base_model.hub.locate import folder_of, hub_id_of, is_complete, local_folder, locate, not_here, only_described
 from base_model.read.descriptions import describe_file, tree_lines
-from base_model.read.folder import file_sizes, model_headers, read_config, readable_headers
+from base_model.read.folder import file_sizes, in_home, model_headers, read_config, readable_headers
 from base_model.read.tensors import group_parameters, tensor_table, without_collector
 from base_model.run.generation import load_and_run
 from base_model.run.loading import available_devices
@@ -23,7 +23,6 @@ from base_model.run.timing import Generation
 from base_model.run.tuned import answers
 from base_model.show.page import run_name, runs_folder
 from base_model.show.report import save_report
-from base_model.show.saving import in_home
 from base_model.text.data import example_data, has_template
 from base_model.text.tokens import describe_tokenizer
 from base_model.train import script, trial
@@ -93,7 +92,8 @@ def list_tensors(model: str | Path) -> pd.DataFrame:
     if not only_described(folder):
         return read_tensors(model)
     print("There are no weights to read: names and shapes are those that transformers builds from config.json.")
-    return tensor_table({PLANNED: planned_header(read_planned(folder))}, read_config(folder), is_tied)
+    header = planned_header(read_planned(folder))  # a head that is tied is not listed
+    return tensor_table({PLANNED: header}, read_config(folder), lambda _: False)
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -121,12 +121,12 @@ def open_data(model: str | Path, data: str | Path | None = None) -> Path | None:
 
     A printed sentence says so; plans then assume texts of one length. Raises ModelError if there is no such file.
     """
-    if data and not Path(data).expanduser().is_file():
+    if data and not in_home(data).is_file():
         raise ModelError(f"There is no file {visible(str(data))}. Set DATA to a .jsonl, .json, .csv or .parquet file.")
     if only_described(local_folder(model)):
         print("This model has no tokenizer to read the data, so every text is assumed to be TOKENS long.")
         return None
-    return Path(data).expanduser() if data else example_data(has_template(folder_of(model, with_tokenizer=True)))
+    return in_home(data) if data else example_data(has_template(folder_of(model, with_tokenizer=True)))
 
 
 def check_model(model: str | Path) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import time
@@ -104,6 +105,24 @@ def test_without_weights_the_tensors_are_those_of_the_architecture(toy, describe
     assert "There are no weights to read" in capsys.readouterr().out
     assert mt.list_tensors(toy).equals(mt.read_tensors(toy))
     assert mt.compare_models([described])["parameters"].tolist() == [26_912]
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "llama"])
+def test_a_head_of_its_own_counts_where_the_architecture_ties_none(kind, described):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    (described / "config.json").write_text(
+        json.dumps({"model_type": kind, "vocab_size": 512, "tie_word_embeddings": True} | sizes)
+    )
+    count = sum(parameter.numel() for parameter in mt.skeleton(described).parameters())
+    assert mt.list_tensors(described)["parameters"].sum() == count
+
+
+def test_layers_that_differ_are_compared_without_their_sizes(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "odd")
+    config = json.loads((toy / "config.json").read_text()) | {"per_layer_config": {"0": {"num_key_value_heads": 4}}}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    with pytest.warns(mt.ModelWarning, match="sizes are left out"):
+        assert mt.compare_models([tmp_path / "odd"])["parameters"].tolist() == [26_912]
 
 
 def test_it_is_opened_with_a_sentence_and_has_no_data(described, toy, capsys):

@@ -1,5 +1,6 @@
 """What `import model_tools` costs and gives."""
 
+import inspect
 import subprocess
 import sys
 
@@ -21,6 +22,17 @@ def test_importing_loads_nothing_heavy():
 def test_every_public_name_exists_and_explains_itself():
     for name in mt.__all__:
         assert getattr(mt, name).__doc__, name
+
+
+def test_texts_have_1024_tokens_unless_it_is_said():
+    """Of each function that plans by one length; the others ask the model or the trainer."""
+    stated = {
+        name: inspect.signature(getattr(mt, name)).parameters.get("tokens")
+        for name in mt.__all__
+        if inspect.isfunction(getattr(mt, name))
+    }
+    numbers = {name: tokens.default for name, tokens in stated.items() if tokens and type(tokens.default) is int}
+    assert numbers == dict.fromkeys(["compare_gpus", "compare_training", "recommend", "training_ladder"], 1024)
 
 
 @pytest.mark.parametrize("call", [mt.read_tensors, mt.list_files, mt.list_tensors])

@@ -21,6 +21,7 @@ SETTINGS = {
     "vocabulary": "vocab_size",
     "context": "max_position_embeddings",
 }
+MIXED = (ModelError, ValueError, RuntimeError)  # transformers': several text models in one, layers that differ
 
 
 def model_table(models: Sequence[tuple[str | Path, Path, pd.DataFrame]]) -> pd.DataFrame:
@@ -55,7 +56,7 @@ def _active(folder: Path, parameters: int) -> int | Any:
     try:
         config = read_architecture(folder)
         return parameters if experts_of(config) is None else active_parameters(config)
-    except (ModelError, ValueError) as error:  # ValueError: several text models in one
+    except MIXED as error:
         warn(f"{folder.name}: active parameters are not known. {error}")
         return pd.NA
 
@@ -64,8 +65,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     """The sizes that transformers reads from config.json, defaults of the architecture included; <NA> where none."""
     try:
         config = read_architecture(folder).get_text_config()
-    except (ModelError, ValueError) as error:  # ValueError: several text models in one
+        sizes = {column: getattr(config, name, None) for column, name in SETTINGS.items()}
+    except MIXED as error:
         warn(f"{folder.name}: sizes are left out of the comparison. {error}")
         return dict.fromkeys(SETTINGS, pd.NA)
-    sizes = {column: getattr(config, name, None) for column, name in SETTINGS.items()}
     return {column: size if type(size) is int else pd.NA for column, size in sizes.items()}  # some have one per layer

@@ -22,7 +22,7 @@ GENERATES = re.compile("CausalLM|LMHead|ConditionalGeneration")  # in the name o
 # What may choose code, kernels or other weights than those that were checked, and so has no say here.
 STEERING = {
     "auto_map", "use_kernels", "kernel_config", "trust_remote_code", "transformers_weights", "distributed_config",
-    "fusion_config",
+    "fusion_config", "return_dict",
 }  # fmt: skip
 # Of transformers' own base class, what a config.json may set although it is no field.
 SETTABLE = {"model_type", "num_labels", "name_or_path", "torch_dtype", "rope_scaling", "per_layer_config"}
@@ -53,6 +53,7 @@ def read_architecture(folder: Path) -> Any:
             f"config.json does not describe a {model_type} model: {brief(error)}. Download it again."
         ) from error
     _require_plain(config)
+    _require_text(config)
     return config
 
 
@@ -133,6 +134,16 @@ def _require_plain(config: Any) -> None:
                 raise ModelError(f"config.json sets {visible(name)}, which is not a model setting. Delete it there.")
             if name != "_name_or_path" and name not in QUANTIZATION:
                 _require_within(name, value)
+
+
+def _require_text(config: Any) -> None:
+    """Stop where a model's text part is no config that transformers knows, as in an architecture that has none."""
+    from transformers import PreTrainedConfig
+
+    if not isinstance(text_config_of(config) or config, PreTrainedConfig):
+        raise ModelError(
+            f"config.json describes a text model within a {config.model_type}, which has none. Correct it."
+        )
 
 
 def _parts(config: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from base_model import format_bytes
 from base_model.read.folder import MAX_JSON_BYTES
 
-ANSWER_BYTES = MAX_JSON_BYTES + 1  # of a list, a settings file or a header; a file of the model has a limit of its own
+ANSWER_BYTES = MAX_JSON_BYTES  # of a list, a settings file or a header; a file of the model has a limit of its own
 ERROR_BYTES = 100_000  # of a refusal, which is read for its words; the rest is left
 ANSWERS = 10_000  # to one question, as a list has pages
 PATIENCE = 30.0  # seconds until an answer begins, and seconds in which it comes too slowly

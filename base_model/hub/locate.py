@@ -9,7 +9,7 @@ from pathlib import Path
 
 from base_model import ModelError, visible
 from base_model.hub import access, remote
-from base_model.read.folder import completeness, explain_absence, is_file, is_folder, names_in
+from base_model.read.folder import completeness, explain_absence, in_home, is_file, is_folder, names_in
 from base_model.read.headers import Header
 
 WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|index\.json)$|\.safetensors\.")
@@ -22,7 +22,7 @@ NEXT_STEP = 'Give a model folder, or a Hub id such as "meta-llama/Llama-3.2-3B-I
 def _path(model: str | Path) -> Path:
     if not str(model).strip():
         raise ModelError(f"No model was given. {NEXT_STEP}")
-    return Path(model).expanduser()
+    return in_home(model)
 
 
 def hub_id_of(model: str | Path) -> access.HubId | None:

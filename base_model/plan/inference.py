@@ -115,19 +115,19 @@ def _grown(short: Any, tokens: int) -> Any:
 
 
 def _fields(kept: Any) -> Any:
-    """What is in one cache: its layers, or, of a class of its own, its attributes; a plain list or tensor as it is."""
-    if hasattr(kept, "layers"):
-        return [vars(layer) for layer in kept.layers]
-    return vars(kept) if type(kept).__name__.endswith("Cache") else kept
+    """What is in one cache: its attributes, and those of its layers; a plain list or tensor as it is."""
+    if hasattr(kept, "layers") or type(kept).__name__.endswith("Cache"):
+        return [vars(kept), *(vars(layer) for layer in getattr(kept, "layers", ()))]
+    return kept
 
 
 def _tensors_of(kept: list[Any]) -> list[Any]:
-    """The floating-point tensors of a cache by layers, and of those that stand beside it."""
+    """The floating-point tensors of a cache, and those that stand beside it; one that is keys and values, once."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    leaves = tree_leaves([_fields(one) for one in kept])
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    leaves = {id(leaf): leaf for leaf in tree_leaves([_fields(one) for one in kept])}
+    return [leaf for leaf in leaves.values() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def _bytes_of(kept: Any, dtype: Any) -> int:

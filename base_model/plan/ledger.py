@@ -34,7 +34,7 @@ class Ledger(TorchDispatchMode):
 
     A storage is of `kind` when it is first seen; scores over the vocabulary are "logits" instead. `enter` moves it.
     `rounding` is what the allocator rounds sizes up to. `moment` is what the step is doing. `observe` is called with
-    each operation of the step, its arguments and its result.
+    each operation of the step, its arguments, its result, and how many `times` the step has it.
     """
 
     def __init__(self, vocabulary: int, rounding: int = 1, observe: Callable[..., None] | None = None) -> None:
@@ -45,6 +45,7 @@ class Ledger(TorchDispatchMode):
         self.moment = "forward"
         self.blind = False  # while what is made is made by the planning only
         self.operations = 0
+        self.times = 1
         self._observe = observe
         self.started = False
         # By storage: its kind, its bytes, and the reference that tells its end.
@@ -108,7 +109,7 @@ class Ledger(TorchDispatchMode):
         in_place = func is torch.ops.aten.add.Tensor and self._accumulates(*args, **kwargs or {})
         out = args[0] if in_place else on_meta(func, args, kwargs or {})
         if self.started and self._observe:
-            self._observe(func, args, kwargs or {}, out)
+            self._observe(func, args, kwargs or {}, out, self.times)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self.alive:
                 scores = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary

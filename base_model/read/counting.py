@@ -38,6 +38,10 @@ BOOKKEEPING = {
 }  # fmt: skip
 # Which tensors hold several weights in one element, where the method packs at all.
 PACKED = {"gptq": ".qweight", "awq": ".qweight", "mxfp4": "_blocks", "compressed-tensors": ".weight_packed"}
+PARTS = {  # names in the middle of a tensor's, of what the model itself does not have
+    ".base_layer.": "an adapter that was not merged", ".weight_mask": "weights that were pruned by masks",
+    "parametrizations.": "weights that are stored in parts (torch's parametrizations)",
+}  # fmt: skip
 METHODS = {"compression_config": "compressed-tensors", "quantization": "mlx"}
 SHARED, COPY = re.compile(r"(?:^|\.)shared\.weight$"), re.compile(r"(.*\b|)(?:en|de)coder\.embed_tokens\.weight")
 INTEGERS = {
@@ -68,7 +72,15 @@ def logical_parameters(table: pd.DataFrame, config: dict[str, Any], is_tied: Tie
     if told.counts:
         _hold_against_config(table, counts, told, method, quantization or {})
     counts = _untold(table, counts, ~table["tensor"].isin(told.counts), method, quantization)
+    _warn_of_parts(table["tensor"])
     return counts.mask(_repeats(table, counts, config, is_tied), 0)
+
+
+def _warn_of_parts(names: pd.Series) -> None:
+    """Warn of a model that was saved in the middle of its making: more is stored than the model has."""
+    for part, what in PARTS.items():
+        if found := next((name for name in names if part in name), None):
+            _warn(f"{visible(found)} belongs to {what}")
 
 
 def _told(table: pd.DataFrame, quantization: dict[str, Any]) -> Packing:

@@ -108,6 +108,16 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
+def in_home(path: Any) -> Path:
+    """A path of the user's, with `~` as the home folder. Raises ModelError for what is none, or an unknown user's."""
+    try:
+        return Path(path).expanduser()
+    except TypeError as error:
+        raise ModelError(f"A file or folder is given by its path, as text or a Path, not {path!r}.") from error
+    except RuntimeError as error:
+        raise ModelError(f"{visible(str(path))} names the home of an unknown user. Give a full path.") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the folder that must hold an object. Raises ModelError."""
     with open_file(path) as file:
@@ -118,7 +128,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{visible(path.name)} is not valid JSON: {error}. {AGAIN}") from error
+        of_bytes = isinstance(error, UnicodeDecodeError) or "BOM" in str(error)
+        raise ModelError(
+            f"{visible(path.name)} is not valid JSON: {error}. {'Save it as plain UTF-8.' if of_bytes else AGAIN}"
+        ) from error
     if not isinstance(content, dict):
         raise ModelError(f"{visible(path.name)} is not a JSON object. {AGAIN}")
     return content

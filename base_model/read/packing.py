@@ -30,7 +30,8 @@ FUSED = (
     "_bias_scale",
 )  # beside a parameter of many experts, whose name they prolong
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-SMALL = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F4", *FLOAT8)  # dtypes of packed or 8-bit weights
+FLOATS = ("F4", "F6_E2M3", "F6_E3M2", *FLOAT8)  # one weight in one element
+SMALL = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", *FLOATS)  # dtypes of packed or small weights
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 MLX_GROUP = 64  # weights that share a scale, unless config.json says otherwise
 
@@ -126,7 +127,7 @@ def _gptq_or_awq(tensor: Tensor, near: Near) -> int | None:
 def _by_scale(tensor: Tensor, scale: Tensor) -> int | None:
     """8-bit weights, or 4-bit ones two to a byte: there are as many scales as the format's groups."""
     (dtype, shape), (kind, groups) = tensor, scale
-    if dtype in (*FLOAT8, "F4") or (dtype == "I8" and kind in ("F32", "F16", "BF16")):
+    if dtype in FLOATS or (dtype == "I8" and kind in ("F32", "F16", "BF16")):
         return prod(shape)
     size = {"F8_E8M0": 32, "U8": 32, "F8_E4M3": 16}.get(kind)  # weights in a group: MXFP4, NVFP4
     if dtype not in ("U8", "I8") or size is None or not groups:

@@ -12,7 +12,7 @@ from base_model import ModelError, brief, is_fault
 from base_model.architecture.config import is_tied, read_architecture, require_fit, require_loadable
 from base_model.plan.machine import warn_if_too_large
 from base_model.read.counting import is_known
-from base_model.read.folder import completeness, is_folder, model_headers, read_config
+from base_model.read.folder import completeness, in_home, is_folder, model_headers, read_config
 from base_model.read.tensors import tensor_table
 from base_model.run.faults import memory_error, note_files, out_of_memory
 from base_model.run.kernels import choose_kernel
@@ -45,7 +45,7 @@ def load_model(
     Raises ModelError for an incomplete folder, an absent device, weights that do not match the architecture, or a
     memory that is too small.
     """
-    folder = Path(folder).expanduser()
+    folder = in_home(folder)
     if device != "auto":
         _require_device(device)
     config, tensors = _complete(folder)

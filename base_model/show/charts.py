@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import pandas as pd
 
 from base_model import COMPONENTS, ModelError, format_bytes, format_count, format_share, visible
-from base_model.read.folder import is_folder
-from base_model.show.saving import in_home, reason, write_whole
+from base_model.read.folder import in_home, is_folder
+from base_model.show.saving import reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,15 +129,17 @@ def words_of(ax: "Axes") -> tuple[str, str]:
 
 
 def mark_cards(ax: "Axes") -> None:
-    """Thin lines at the memory of common cards, as far as the axis of GiB reaches; names that have room."""
+    """Thin lines at the memory of common cards, as far as the axis of GiB reaches; names that have room, short ones on
+    a narrow figure."""
     low, high = ax.get_xlim()
     style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
-    room = (high - low) * (0.12 if is_narrow(ax) else 0.05)
+    unit = "" if is_narrow(ax) else " GiB"
+    room = (high - low) * 0.05
     last = low - room
     for card in (card for card in CARDS if low < card <= high):
         ax.axvline(card, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
         if card - last >= room:
-            ax.annotate(f"{card} GiB", (card, 1), xytext=(0, 2), fontsize=8, color=FAINT, gid="card", **style)
+            ax.annotate(f"{card}{unit}", (card, 1), xytext=(0, 2), fontsize=8, color=FAINT, gid="card", **style)
             last = card
 
 

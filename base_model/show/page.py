@@ -24,6 +24,7 @@ NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
 RUNS = Path("runs")
 PAGE = "report.html"
 DOT = re.compile(r"(?<=\w)\.(?=\w)")
+JOINT = re.compile(r"((?<=[A-Za-z_)])\.|[(=/])(?=[A-Za-z_'])")  # of a name or a call
 SHORT = 16  # letters of a cell: "1,200 tokens/s", "(128256, 3072)"
 WRITTEN = ".written.json"  # in the folder of a run: {file: SHA-256} of what this module wrote there
 
@@ -144,7 +145,7 @@ def _page_of(executed: Any, path: Path) -> bytes:
     exporter = HTMLExporter(
         template_name="report_page", extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
-        filters={"as_base64": _as_base64, "set_cells": set_cells},
+        filters={"as_base64": _as_base64, "set_cells": set_cells, "set_code": set_code},
     )  # fmt: skip
     page, _ = exporter.from_notebook_node(article(copy.deepcopy(executed), about["model"]), resources={"about": about})
     return page.encode("utf-8", "backslashreplace")
@@ -161,6 +162,11 @@ def _cell(found: re.Match[str]) -> str:
     if len(html.unescape(text)) <= SHORT:
         return f'<td class="short"{style}>{text}</td>'
     return f"<td{style}>{re.sub(DOT, '.<wbr>', text)}</td>"
+
+
+def set_code(text: str) -> str:
+    """Printed text as HTML, in which a line that is too long for a telephone breaks where a reader would."""
+    return re.sub(JOINT, r"\1<wbr>", html.escape(text, quote=False))
 
 
 def _as_base64(text: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, format_bytes, visible
+from base_model.read.folder import in_home
 from base_model.show.answer_charts import plot_gpus, plot_recommendation
 from base_model.show.charts import picture, plot_components, plot_parameters, plot_storage, words_of
 from base_model.show.plan_charts import plot_adapters, plot_ladder, plot_memory, plot_training
 from base_model.show.run_charts import plot_limits, plot_runs
-from base_model.show.saving import in_home, reason, write_whole
+from base_model.show.saving import reason, write_whole
 from base_model.show.sentences import best_rows
 from base_model.show.words import compare_runs, escape, markdown_table, takeaways
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from base_model import ModelError, visible
+from base_model import visible
 
 UNFINISHED = ".base-model-unfinished-"  # what a file is called until it is whole, with something random behind it
 STALE = 3600  # seconds; a file of this project is written in one
@@ -54,14 +54,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def in_home(path: str | Path) -> Path:
-    """A path with `~` as the home folder. Raises ModelError if there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ModelError(f"{visible(str(path))} names the home of an unknown user. Give a full path.") from error
 
 
 def reason(error: BaseException) -> str:

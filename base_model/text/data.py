@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base_model import ModelError, brief, visible
-from base_model.read.folder import is_file, read_json
+from base_model.read.folder import in_home, is_file, read_json
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 # The columns that TRL's SFTTrainer looks for, in its order; one of these sets must be there.
@@ -42,7 +42,7 @@ def read_data(data: Any) -> Any:
     A file is read once into the usual cache of `datasets`. No loading script is looked for and nothing is sent.
     Raises ModelError, which names the line of broken JSON and the columns that are missing.
     """
-    dataset = _read_file(Path(data).expanduser()) if isinstance(data, str | Path) else _in_hand(data)
+    dataset = _read_file(in_home(data)) if isinstance(data, str | Path) else _in_hand(data)
     _require_columns(name_of(data), dataset)
     return dataset.select_columns([name for name in dataset.column_names if name in _USED])
 
@@ -167,7 +167,7 @@ def _broken_line(path: Path) -> str | None:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line) if line.strip() else {}
-            except ValueError as error:  # also bytes that are no UTF-8
+            except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
                 return f"line {number:,} is not JSON: {brief(error)}."
             if not isinstance(row, dict):
                 return f"line {number:,} is not an object of names and values."
@@ -179,7 +179,7 @@ def _broken_array(path: Path) -> str | None:
         rows = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         return f"line {error.lineno:,} is not JSON: {brief(error)}."
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"it is not JSON: {brief(error)}."
     number = next((number for number, row in enumerate(rows) if not isinstance(row, dict | str)), None)
     return None if number is None else f"row {number:,} (counted from 0) is not an object of names and values."

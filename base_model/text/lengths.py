@@ -10,7 +10,7 @@ import pandas as pd
 
 from base_model import require_whole, warn
 from base_model.hub.locate import folder_of
-from base_model.read.folder import is_file
+from base_model.read.folder import in_home, is_file
 from base_model.text.data import name_of, read_data
 from base_model.text.measure import RECORD, Task
 from base_model.text.packing import kept_tokens, padded_tokens
@@ -50,7 +50,7 @@ def measured(
     task = Task(folder, name_of(data), None, (), max_length, completion_only, answers)
     if not isinstance(data, str | Path):
         return _measure(task, data)
-    file = Path(data).expanduser()
+    file = in_home(data)
     lengths, notes = _measure_file(task, file, _state([file, *sorted(folder.glob("*.json")), *folder.glob("*.jinja")]))
     return lengths.copy(), notes
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from base_model import ModelError, brief
 from base_model.text.preparation import Numbered, Recipe, Row, RowError, batches, prepare, recipe_for, trained_in
-from base_model.text.tokenizer import load_tokenizer, stated_ids
+from base_model.text.tokenizer import embedding_rows, load_tokenizer, stated_ids
 
 RECORD = np.dtype(
     [("tokens", "<i8"), ("trained", "<i8"), ("empty", "?"), ("doubled", "?"), ("ends", "?"), ("content", "<u8")]
@@ -93,8 +93,12 @@ def write_rows(task: Task, tokenizer: Any, file: IO[bytes], at: Callable[[int], 
     marks = marks_of(task.model, tokenizer)
     _limit_time(0)
     try:
-        recipe = recipe_for(next(_rows(task)), tokenizer, task.completion_only_loss, task.assistant_only_loss)
+        first = next(_rows(task))
+        ids = known_ids(task.model, tokenizer) if "input_ids" in first[1] else 0
+        recipe = recipe_for(first, tokenizer, task.completion_only_loss, task.assistant_only_loss)
         for batch in batches(_rows(task)):
+            for number, row in batch:
+                _require_known(number, row, ids)
             _limit_time(len(str(batch)))
             prepared = prepare(recipe, batch, at)
             file.write(_tokens(recipe, prepared) if task.with_tokens else _facts(recipe, batch, prepared, task, marks))
@@ -116,6 +120,30 @@ def marks_of(folder: Path, tokenizer: Any) -> Marks:
     """What begins and ends a text, by the tokenizer and by generation_config.json."""
     ends = {*stated_ids(folder).get("eos_token", []), tokenizer.eos_token_id} - {None}
     return Marks(tokenizer.bos_token_id, frozenset(ends))
+
+
+def known_ids(folder: Path, tokenizer: Any) -> int:
+    """How many ids the model knows: those of its tokenizer, or the rows of its embedding, which may be more."""
+    return max(embedding_rows(folder) or 0, len(tokenizer))
+
+
+def _require_known(number: int, row: Row, known: int) -> None:
+    """Stop at tokens that come as ids the model does not have, or with more or fewer labels. Raises ModelError."""
+    ids = row.get("input_ids")
+    if ids is None:
+        return
+    for one in ids:
+        if type(one) is not int or not 0 <= one < known:
+            raise RowError(
+                f"row {number:,} (counted from 0): `input_ids` holds {one!r}, and this model's ids go from 0 to "
+                f"{known - 1:,}. Split the texts with this model's tokenizer."
+            )
+    for column in ("labels", "attention_mask", "completion_mask", "assistant_masks"):
+        if row.get(column) is not None and len(row[column]) != len(ids):
+            raise RowError(
+                f"row {number:,} (counted from 0): `{column}` has {len(row[column]):,} numbers for {len(ids):,} "
+                "tokens. Give one for each."
+            )
 
 
 def _limit_time(characters: int) -> None:

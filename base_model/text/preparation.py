@@ -248,6 +248,8 @@ def _fault_of_value(value: Any, column: str) -> str | None:
         return None
     if value is None:
         return "is empty (null). Remove the row, or fill it in."
+    if not isinstance(value, list) and column in ("messages", "conversations"):
+        return f"is not a list: {visible(repr(value))[:60]}. Write it as a list of messages."
     if not isinstance(value, list) or column == "text":
         return f"is not text: {visible(repr(value))[:60]}. Write it as text, in quotes."
     if not value:

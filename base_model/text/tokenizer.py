@@ -112,7 +112,7 @@ def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:
         "class": type(tokenizer).__name__,
         "vocabulary, added tokens included": format_count(len(tokenizer)) + _sparse(ids),
         "added tokens": f"{len(tokenizer.get_added_vocab()):,}",
-        "embedding rows": _rows(_embedding_rows(folder), ids),
+        "embedding rows": _rows(embedding_rows(folder), ids),
         **{role.replace("_", " "): _special(tokenizer, role) for role in ROLES},
         **{f"{role[:3]} in {SETTINGS}": _agreement(tokenizer, role, stated) for role in ROLES[:3]},
         "padding": _padding(tokenizer, stated),
@@ -128,7 +128,7 @@ def _sparse(ids: list[int]) -> str:
     return f", with ids up to {ids[-1]:,}" if ids and ids[-1] >= len(ids) else ""
 
 
-def _embedding_rows(folder: Path) -> int | None:
+def embedding_rows(folder: Path) -> int | None:
     """The rows of the largest embedding, from the headers; None in a folder without readable weights."""
     headers = readable_headers(folder, names_in(folder))
     table = tensor_table(headers, read_config(folder), is_tied)
@@ -198,5 +198,5 @@ def _special(tokenizer: Any, role: str) -> str:
 
 def _longest(limit: Any) -> str:
     """transformers writes "no limit" as the float 1e30, and takes whatever a file says."""
-    stated = isinstance(limit, int | float) and 0 < limit < 1e12
+    stated = isinstance(limit, int | float) and limit < 1e12
     return f"{int(limit):,} tokens" if stated else "not stated"

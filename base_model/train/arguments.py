@@ -16,6 +16,9 @@ UNDONE: dict[str, Any] = {
     "do_eval": False, "eval_on_start": False, "resume_from_checkpoint": None, "tf32": None,
     "torch_empty_cache_steps": None,
 }  # fmt: skip
+MOST_DEVICES = 1024  # which share one model; planning its part takes longer with each
+MOST_ACCUMULATED = 10_000  # micro-batches in a step: the inputs of all wait on the device
+MICRO_STEPS = 3  # the first finds no gradients, the last shards them out; those between are all like the second
 DEFAULT_TOKENS = 1024  # of a Trainer whose arguments say nothing of lengths; TRL's own default
 UNPLANNED = {
     "torch_compile": "a compiled model", "deepspeed": "DeepSpeed", "use_liger_kernel": "Liger's kernels",
@@ -42,6 +45,7 @@ class Run:
     half: bool  # float16 autocast was asked for: planned as bfloat16, which takes the same bytes
     tokens: int
     devices: int  # more than one: FSDP2 shards over them
+    accumulation: int  # micro-batches in a step, of which `args` has as many as are run: at most `MICRO_STEPS`
     load: dict[str, Any]  # what from_pretrained would be given
     prepared: bool  # whether the script calls PEFT's `prepare_model_for_kbit_training`
 
@@ -86,7 +90,9 @@ def planned_run(
         ready["assistant_only_loss"] = False
     made = _make(kind, ready)
     require_whole("per_device_train_batch_size", made.per_device_train_batch_size)
-    require_whole("gradient_accumulation_steps", made.gradient_accumulation_steps)
+    accumulation = made.gradient_accumulation_steps
+    require_whole("gradient_accumulation_steps", accumulation, most=MOST_ACCUMULATED)
+    made.gradient_accumulation_steps = min(accumulation, MICRO_STEPS)
     if made.optim not in OPTIMIZERS:
         raise ModelError(f"optim={str(made.optim.value)!r} cannot be planned. These can be: {', '.join(OPTIMIZERS)}.")
     trl = hasattr(made, "packing")
@@ -95,7 +101,7 @@ def planned_run(
     load = dict(getattr(made, "model_init_kwargs", None) or {}) | dict(load or {})
     _require_packable(made, trl, load)
     _require_fsdp2(made)
-    return Run(made, trl, cuda, half, int(length), devices, load, prepared)
+    return Run(made, trl, cuda, half, int(length), devices, accumulation, load, prepared)
 
 
 def _sharded(given: dict[str, Any]) -> dict[str, Any]:

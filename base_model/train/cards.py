@@ -1,10 +1,11 @@
 """One training step on several cards: its memory and its operations are planned once, its time is given for each."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from base_model import require_whole
+from base_model import ModelError, require_whole
 from base_model.plan.adapters import RANK
 from base_model.train.gpus import card
 from base_model.train.methods import method_of
@@ -15,10 +16,13 @@ COMMON = ("T4", "RTX 4090", "A100 SXM 80GB")  # free on Colab and Kaggle; on a d
 MILLION = 1_000_000
 
 
-def cards_table(config: Any, names: list[str], tokens: int, batch: int) -> pd.DataFrame:
+def cards_table(config: Any, names: Any, tokens: int, batch: int) -> pd.DataFrame:
     """One row per card: whether a step of TRL's defaults, LoRA on all linear layers, fits, and how long it takes."""
     require_whole("tokens", tokens, least=2)
     require_whole("batch", batch)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Iterable) or not (names := list(names)):
+        raise ModelError("`gpus` must be the names of cards, such as ['RTX 4090', 'T4']. `gpus()` lists all.")
     known = {on["gpu"]: on for on in map(card, names)}  # first: a name that is not known is told at once
     steps: dict[bool, Step] = {}  # of all cards, and of the CPU, which computes in float32
     rows = []

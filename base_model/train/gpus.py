@@ -64,7 +64,7 @@ def card(name: str) -> pd.Series:
     Where a name fits several cards of equal memory, a ModelWarning says so and the slowest is taken. Raises
     ModelError, with the nearest names, for an unknown card, and for one sold with different memories.
     """
-    if name.strip().lower() == CPU.lower():
+    if is_cpu(name):
         return this_cpu()
     table = gpus()
     words = _words(name)
@@ -79,6 +79,13 @@ def card(name: str) -> pd.Series:
     others = " or ".join(found["gpu"])
     warn(f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slowest. Give its full name.")
     return slowest
+
+
+def is_cpu(name: str) -> bool:
+    """Whether the name of a card is "cpu", this machine's own. Raises ModelError for what is no name."""
+    if not isinstance(name, str):
+        raise ModelError(f"A card is given by its name, such as 'RTX 4090', not {name!r}. `gpus()` lists all.")
+    return name.strip().lower() == CPU.lower()
 
 
 def _words(name: str) -> frozenset[str]:

@@ -44,8 +44,8 @@ class Tape:
     def __init__(self) -> None:
         self.costs: Counter[Cost] = Counter()
 
-    def __call__(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Add one operation; views and allocations cost nothing."""
+    def __call__(self, func: Any, args: Any, kwargs: Any, out: Any, times: int = 1) -> None:
+        """Add one operation that occurs so many times; views and allocations cost nothing."""
         packet = func._overloadpacket
         if packet in NO_KERNEL or func.namespace == "prim" or func.is_view or packet is aten._unsafe_view:
             return
@@ -53,7 +53,7 @@ class Tape:
         outputs = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
         if (not inputs and not outputs) or _is_alias(func, inputs, outputs):
             return
-        self.costs[_cost(func, packet, args, kwargs, inputs, outputs, out)] += 1
+        self.costs[_cost(func, packet, args, kwargs, inputs, outputs, out)] += times
 
 
 def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any, out: Any) -> Cost:

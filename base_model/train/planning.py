@@ -164,7 +164,7 @@ def compare_gpus(model: str | Path, gpus: Iterable[str] = COMMON, tokens: int = 
     Columns: `gpu`, `memory_bytes` (as sold), `peak_bytes`, `verdict` (fits, tight, does not fit), those of `plan_time`,
     `hours_per_million` (tokens). Raises ModelError for an unknown card.
     """
-    return cards_table(_config(model), list(gpus), tokens, batch)
+    return cards_table(_config(model), gpus, tokens, batch)
 
 
 def recommend(
@@ -222,9 +222,8 @@ def write_script(model: str | Path, row: Any, folder: str | Path, data: Any = No
     """
     choice, source, place = choices.choice_of(row), _source(model), local_folder(model)
     if source[0] == str(place.absolute()) and not is_complete(place):
-        missing = f"{visible(source[0])} has no weights yet, and the script needs them."
-        warn(missing)
-    return script.write_script(_config(model), choice, *source, Path(folder), data)
+        warn(f"{visible(source[0])} has no weights yet, and the script needs them.")
+    return script.write_script(_config(model), choice, *source, folder, data)
 
 
 def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from base_model import ModelError, ModelWarning, format_bytes, require_whole, wa
 from base_model.architecture.config import count_parameters, layers_of, skeleton_of
 from base_model.plan.machine import this_machine
 from base_model.read.tensors import places
-from base_model.train.gpus import card, this_cpu
+from base_model.train.arguments import MOST_DEVICES
+from base_model.train.gpus import card, is_cpu, this_cpu
 from base_model.train.methods import METHODS, Method, adapter_of, packing_of
 from base_model.train.progress import planning_bar
 from base_model.train.time import time_on
@@ -141,9 +142,11 @@ def place_of(gpu: str | None, memory: str | int | None) -> Place:
     """A card by its name, one of some `memory` ("24GiB"), or this machine without either. Raises ModelError."""
     if memory is not None:
         usable = int(bytes_of(memory)) - CONTEXT_BYTES
+        if usable <= 0:
+            raise ModelError(f"A card needs more than {format_bytes(CONTEXT_BYTES)}: its driver alone takes that much.")
         on = card(gpu) if gpu is not None else None
         return Place(gpu or f"a card with {format_bytes(bytes_of(memory))}", usable, on)
-    if gpu is None or gpu.strip().lower() == "cpu":
+    if gpu is None or is_cpu(gpu):
         machine = this_machine().iloc[-1] if gpu is None else this_machine().set_index("device", drop=False).loc["cpu"]
         cpu = machine["device"] == "cpu"
         return Place(
@@ -184,7 +187,7 @@ def recommend(
     batch size, and `examples` their number, of which an epoch makes some steps. An interrupt keeps what was found.
     """
     require_whole("tokens", tokens, least=2)
-    require_whole("devices", devices)
+    require_whole("devices", devices, most=MOST_DEVICES)
     steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
     most = min(MOST_BATCH, max(steps, 1))
     tried = [

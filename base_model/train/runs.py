@@ -78,7 +78,7 @@ def _planned(run: Any) -> tuple[int, pd.Series]:
 
     arguments = {
         "per_device_train_batch_size": run.batch, "gradient_checkpointing": True,
-        "gradient_accumulation_steps": min(run.accumulation, 2),  # all later ones are like the second
+        "gradient_accumulation_steps": run.accumulation,
         "gradient_checkpointing_kwargs": {"use_reentrant": True}, "optim": "adamw_torch",
         "bf16": run.autocast == "bf16",
     }  # fmt: skip
@@ -93,7 +93,7 @@ def _planned(run: Any) -> tuple[int, pd.Series]:
     load = {"attn_implementation": "flash_attention_2"}
     tape, how = Tape(), (run.tokens, 1, load, run.prepared, "hf")
     ledger, _, made = measured(config, arguments, adapter, packed, *how, observe=tape)
-    tokens = run.batch * run.tokens * made.args.gradient_accumulation_steps
+    tokens = run.batch * run.tokens * made.accumulation
     return ledger.peak + WORKSPACE_BYTES, time_on(tape.costs, tokens, card(CARDS[run.gpu])).iloc[0]
 
 

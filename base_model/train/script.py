@@ -9,6 +9,7 @@ from typing import Any
 
 from base_model import ModelError, brief, visible
 from base_model.architecture.config import require_loadable, skeleton_of
+from base_model.read.folder import in_home
 from base_model.text.data import KINDS, example_data, name_of, quiet, read_data
 from base_model.train.settings import Choice, body
 
@@ -175,20 +176,21 @@ def requirements(choice: Choice) -> str:
     return "".join(f"{pin}\n" for pin in pins if pin.partition("==")[0] in wanted)
 
 
-def write_script(config: Any, choice: Choice, model: str, revision: str | None, folder: Path, data: Any) -> Path:
+def write_script(config: Any, choice: Choice, model: str, revision: str | None, folder: Any, data: Any) -> Path:
     """Write the files, none of which may be there, and give the path of train.py, as the folder is given."""
     require_loadable(config)
     dataset = read_data(example_data() if data is None else data)
     if len(dataset) < 2:
         raise ModelError(f"{name_of(data)} holds one example, and one is held out. Give a file with two or more.")
-    here = folder.expanduser().absolute()
+    given = in_home(folder)
+    here = given.absolute()
     in_hand = not (data is None or isinstance(data, str | Path))
-    file = here / DATA if in_hand else Path(example_data() if data is None else data).expanduser().absolute()
+    file = here / DATA if in_hand else in_home(example_data() if data is None else data).absolute()
     texts = {SCRIPT: script_text(config, choice, model, revision, str(file)), PINS: requirements(choice)}
     if choice.devices > 1:
         texts[LAUNCH] = FSDP.format(launch=LAUNCH, script=SCRIPT, devices=choice.devices)
-    _require_free(here, [*texts, *([DATA] if in_hand else [])])
     try:
+        _require_free(here, [*texts, *([DATA] if in_hand else [])])
         here.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             with (here / name).open("x", encoding="utf-8") as written:
@@ -196,9 +198,9 @@ def write_script(config: Any, choice: Choice, model: str, revision: str | None, 
         if in_hand:
             with quiet():
                 dataset.to_parquet(here / DATA)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no disk can hold
         raise ModelError(f"The script cannot be written to {visible(str(here))}: {brief(error)}.") from error
-    return folder.expanduser() / SCRIPT
+    return given / SCRIPT
 
 
 def _require_free(folder: Path, names: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, require_whole, warn
+from base_model.train.arguments import MOST_DEVICES
 from base_model.train.methods import METHODS, Method, adapter_of, method_of, packing_of
 
 NEEDED = ("method", "checkpointing", "batch", "tokens")
@@ -43,20 +44,20 @@ def choice_of(row: Any) -> Choice:
         )
     if missing := [name for name in NEEDED if name not in row]:
         raise ModelError(f"The row lacks {', '.join(missing)}. Take one from `recommend`.")
-    if row["method"] not in (names := [method.name for method in METHODS]):
-        raise ModelError(f"The row's method must be one of {'; '.join(names)}; not {row['method']!r}.")
-    if str(row["checkpointing"]) not in ("True", "False"):
-        raise ModelError(f"The row's checkpointing must be True or False, not {row['checkpointing']!r}.")
-    if row.get("verdict") == "not planned":
-        raise ModelError(f"{row['method']} could not be planned here, so there are no settings: {row.get('why', '')}")
+    method, kept, verdict = str(row["method"]), str(row["checkpointing"]), str(row.get("verdict"))
+    if method not in (names := [method.name for method in METHODS]):
+        raise ModelError(f"The row's method must be one of {'; '.join(names)}; not {method!r}.")
+    if kept not in ("True", "False"):
+        raise ModelError(f"The row's checkpointing must be True or False, not {kept!r}.")
+    if verdict == "not planned":
+        raise ModelError(f"{method} could not be planned here, so there are no settings: {row.get('why', '')}")
     devices = row.get("devices", 1)
-    for name, value, least in (("batch", row["batch"], 1), ("tokens", row["tokens"], 2), ("devices", devices, 1)):
-        require_whole(name, value, least)
-    if row.get("verdict") == "does not fit":
-        warn(f"{row['method']} does not fit: {row.get('why', '')}")
-    return Choice(
-        method_of(row["method"]), bool(row["checkpointing"]), int(row["batch"]), int(row["tokens"]), int(devices)
-    )
+    require_whole("batch", row["batch"])
+    require_whole("tokens", row["tokens"], least=2)
+    require_whole("devices", devices, most=MOST_DEVICES)
+    if verdict == "does not fit":
+        warn(f"{method} does not fit: {row.get('why', '')}")
+    return Choice(method_of(method), kept == "True", int(row["batch"]), int(row["tokens"]), int(devices))
 
 
 @dataclass(frozen=True)

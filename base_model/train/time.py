@@ -78,7 +78,7 @@ def step_costs(
     else:
         how: dict[str, Any] = {"load": load, "trainer": trainer, "observe": tape, "bar": True}
         run = measured(config, args, peft_config, quantization_config, tokens, **how)[-1]
-        micro = run.args.gradient_accumulation_steps
+        micro = run.accumulation
     return tape.costs, run.batch * run.tokens * micro, run.half
 
 

@@ -6,6 +6,7 @@ adds up every tensor as it comes and goes.
 """
 
 import gc
+import itertools
 import logging
 import tempfile
 import warnings
@@ -20,7 +21,7 @@ from base_model import ModelError, brief, require_whole
 from base_model.architecture.config import has_position_table, positions_of, skeleton_of
 from base_model.plan.adapters import attach
 from base_model.plan.quantization import stored_tensors
-from base_model.train.arguments import Run, planned_run
+from base_model.train.arguments import MOST_DEVICES, Run, planned_run
 from base_model.train.loop import COLUMNS, PARTS, embedding_bytes
 from base_model.train.progress import planning_bar
 
@@ -71,7 +72,7 @@ def measured(
     """
     from base_model.train.sharding import group_of
 
-    require_whole("devices", devices)
+    require_whole("devices", devices, most=MOST_DEVICES)
     with tempfile.TemporaryDirectory() as folder, group_of(devices) if devices > 1 else nullcontext():
         run = planned_run(args, tokens, load, folder, devices, prepared, trainer)
         return *measure(config, run, peft_config, quantization_config, observe, bar), run
@@ -316,6 +317,7 @@ def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
 
 def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int]]) -> type:
     """The trainer's class, with the batch given and its moments told to the ledger; the rest is its own code."""
+    steps = itertools.count(1)
 
     class Planned(kind):  # type: ignore[valid-type, misc]
         def _move_model_to_device(self, model: Any, device: Any) -> Any:
@@ -328,8 +330,9 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             """Nothing is sent."""
 
         def get_train_dataloader(self) -> list[Any]:
-            micro = self.args.gradient_accumulation_steps
-            return [_batch(self.data_collator, example, run) for _ in range(micro)]
+            made = _collated(self.data_collator, example, run)
+            self.all_batches = [_without_values(made) for _ in range(run.accumulation)]  # they wait on the device
+            return self.all_batches[: self.args.gradient_accumulation_steps]
 
         def _prepare_for_training(self, *args: Any) -> Any:
             # TRL makes the adapters of a quantised base anew, in bfloat16; FSDP puts shards in the place of all.
@@ -341,8 +344,11 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            left_out = run.accumulation - self.args.gradient_accumulation_steps
+            ledger.times = 1 + left_out if next(steps) == 2 else 1
             with ledger.making("activations", "forward"):
                 loss = super().training_step(*args, **kwargs)
+            ledger.times = 1
             ledger.kind, ledger.moment = "temporary", "optimizer"
             return loss
 
@@ -354,17 +360,22 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
     return Planned
 
 
-def _batch(collate: Any, example: dict[str, list[int]], run: Run) -> dict[str, Any]:
+def _collated(collate: Any, example: dict[str, list[int]], run: Run) -> dict[str, Any]:
     """One micro-batch, as the trainer's own collator makes it of texts of the planned length."""
-    import torch
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes(), unset_fake_temporarily():
-        made = collate([example | ({"seq_lengths": [run.tokens]} if run.trl else {}) for _ in range(run.batch)])
+        return collate([example | ({"seq_lengths": [run.tokens]} if run.trl else {}) for _ in range(run.batch)])
+
+
+def _without_values(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch on the planned device."""
+    import torch
+
     return {
         name: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
-        for name, value in made.items()
+        for name, value in batch.items()
     }
 
 

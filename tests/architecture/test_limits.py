@@ -29,6 +29,7 @@ BEYOND = {
     "a list of a million": ({"note": [0] * MANY}, "1,000,000 items"),
     "heads of each layer": ({"num_attention_heads": [2, 10**9]}, "num_attention_heads as 1,000,000,000"),
     "lists in lists": ({"attention_types": [[["global"], 10**6]], "model_type": "gpt_neo"}, "attention_types"),
+    "a text model in a text model": ({"text_config": {"model_type": "llama"}}, "a text model within a llama"),
     "a nested config": ({"model_type": "gemma3", "text_config": {"num_hidden_layers": 1_000}}, "num_hidden_layers as 1,000"),
     "objects in objects": ({"a": nested(60)}, "nested lists or objects"),
     "objects in objects, nearly too many for JSON": ({"a": nested(300)}, "nested lists or objects"),

@@ -243,6 +243,7 @@ UNSAID = {name: pack for name, (pack, _) in LAYOUTS.items() if name not in ("non
     "FP8, E5M2": eight("F8_E5M2", "weight_scale", "F32"),
     "int8": eight("I8", "weight_scale", "F32", 1),
     "F4": eight("F4", "weight_scale", "F8_E4M3", 1),
+    "F6": eight("F6_E3M2", "weight_scale", "F8_E8M0", 8, 1),
     "NF4 in bfloat16": lambda out, into: bitsandbytes_4bit(out, into) | {"weight": ("BF16", (out * into // 4, 1))},
     "MLX MXFP4": mlx(4, 32, biases=False),
     "MLX NVFP4": mlx(4, 16, biases=False),
@@ -352,6 +353,19 @@ def test_groups_of_several_bits_are_told(tmp_path):
 def test_integers_without_a_word_on_quantisation_are_told(dtype, tmp_path):
     write(tmp_path, PLAIN | {"model.layers.0.mlp.up_proj.weight": (dtype, (8, 8))})
     assert counted(tmp_path, "tensors are integers")["model.layers.0.mlp.up_proj.weight"] == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("up_proj.base_layer.weight", "an adapter that was not merged"),
+        ("up_proj.weight_mask", "pruned by masks"),
+        ("up_proj.parametrizations.weight.original0", "stored in parts"),
+    ],
+)
+def test_a_model_in_the_middle_of_its_making_is_told(name, words, tmp_path):
+    write(tmp_path, PLAIN | {f"model.layers.0.mlp.{name}": ("F32", (8, 8))})
+    counted(tmp_path, words)
 
 
 def test_masks_and_frequencies_of_old_checkpoints_count_nothing(tmp_path):

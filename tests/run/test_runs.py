@@ -277,6 +277,15 @@ def test_a_fault_in_a_pass_leaves_onednn_on(toy):
     assert torch.backends.mkldnn.enabled
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernels_are_tried_on_some_rows_of_the_16_bit_matrices(dtype):
+    from base_model.run.kernels import LARGEST_BYTES, SAMPLE_BYTES, _sample
+
+    layers = [torch.nn.Linear(1024, 8192, dtype=getattr(torch, dtype)) for _ in range(9)]  # 16 MiB each in 16 bits
+    sizes = [matrix.nbytes for matrix in _sample(torch.nn.Sequential(*layers))]
+    assert sizes == ([LARGEST_BYTES] * (SAMPLE_BYTES // LARGEST_BYTES) if dtype == "bfloat16" else [])
+
+
 def test_an_interrupt_in_a_pass_leaves_onednn_on(toy):
     model, tokenizer = mt.load_model(toy, dtype="bfloat16", kernel="torch")
     calls = []

@@ -145,6 +145,12 @@ def test_cells_break_where_a_reader_would():
     assert page.set_cells("<td>&lt;&lt;&lt;&lt;&lt;&lt;</td>").startswith('<td class="short">')
 
 
+def test_code_breaks_between_names():
+    assert page.set_code("a < torch.cuda.is_supported(x=y) / 1.5 GiB") == (
+        "a &lt; torch.<wbr>cuda.<wbr>is_supported(<wbr>x=<wbr>y) / 1.5 GiB"
+    )
+
+
 def test_a_page_of_the_user_stays(notebook, tmp_path):
     notebook("print(1)")  # a notebook in this folder; it need not run
     (tmp_path / "report.html").write_text("mine")

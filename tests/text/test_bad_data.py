@@ -65,7 +65,11 @@ def test_a_file_without_rows(refused, tmp_path, name, text):
 
 @pytest.mark.parametrize(
     ("broken", "line"),
-    [('{"text": "a"}\n{"text": "b"\n', "line 2"), ('{"text": "a"}\n\n[1]\n', "line 3")],
+    [
+        ('{"text": "a"}\n{"text": "b"\n', "line 2"),
+        ('{"text": "a"}\n\n[1]\n', "line 3"),
+        (f'{{"text": {"[" * 5000}{"]" * 5000}}}\n', "line 1"),
+    ],
 )
 def test_broken_lines_of_json(refused, tmp_path, broken, line):
     (tmp_path / "data.jsonl").write_text(broken)
@@ -147,13 +151,25 @@ def test_a_row_that_is_not_text(refused, tmp_path, row, words):
 
 
 @pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"input_ids": [3, 260]}, "`input_ids` holds 260, and this model's ids go from 0 to 259"),
+        ({"input_ids": [3, -1]}, "`input_ids` holds -1"),
+        ({"input_ids": [3, 4], "labels": [3]}, "`labels` has 1 numbers for 2 tokens"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have(refused, tmp_path, row, words):
+    assert f"data.jsonl, row 1 (counted from 0): {words}" in refused(lines(tmp_path, {"input_ids": [3]}, row))
+
+
+@pytest.mark.parametrize(
     ("messages", "words"),
     [
         ([], "a conversation without a message"),
         (None, "is empty (null)"),
         ([turn("user", None)], "whose content is not text"),
         ([{"content": "a"}], "a message without a role"),
-        ("Hi", "`messages` is not text"),
+        ("Hi", "`messages` is not a list: 'Hi'"),
     ],
 )
 def test_a_conversation_that_is_none(refused, messages, words):

@@ -63,6 +63,14 @@ def test_a_base_model_has_no_template(base_toy):
     assert facts(base_toy)["longest input"] == "not stated"
 
 
+@pytest.mark.parametrize(("limit", "words"), [(512, "512 tokens"), (1e30, "not stated")])
+def test_the_longest_input_is_a_number_that_means_something(limit, words, toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    path = tmp_path / "toy" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
+    assert facts(tmp_path / "toy")["longest input"] == words
+
+
 def test_tokens_per_word_of_a_text_of_ones_own(toy):
     assert facts(toy, text="to be or not")["tokens per word"] == "3.00 (12 for 4 words of the given text)"
     assert facts(toy, text=" ")["tokens per word"] == "no words given"

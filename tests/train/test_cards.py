@@ -33,6 +33,18 @@ def test_a_card_that_is_not_known_is_told_before_anything_is_planned(toy, monkey
         mt.compare_gpus(toy, ["T4", "RTX 9999 Turbo"])
 
 
+@pytest.mark.parametrize(
+    ("names", "words"), [(None, "names of cards"), ([], "names of cards"), ([4090], "given by its name")]
+)
+def test_what_names_no_card(toy, names, words):
+    with pytest.raises(mt.ModelError, match=words):
+        mt.compare_gpus(toy, names)
+
+
+def test_one_card_may_stand_alone(toy):
+    assert list(mt.compare_gpus(toy, "T4", 32, 1)["gpu"]) == ["NVIDIA Tesla T4"]
+
+
 def test_the_cpu_computes_in_float32(toy):
     from peft import LoraConfig
 

@@ -174,6 +174,24 @@ def test_a_card_that_is_not_known_names_the_nearest(toy):
         mt.recommend(toy, gpu="RTX 4091")
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [({"gpu": 4090}, "given by its name"), ({"memory": "600MiB"}, "its driver"), ({"memory": "2MiB"}, "its driver")],
+)
+def test_what_is_no_card(toy, where, words):
+    with pytest.raises(mt.ModelError, match=words):
+        mt.recommend(toy, **where)
+
+
+def test_a_tight_method_stands_before_one_that_does_not_fit():
+    verdicts = ["not planned", "does not fit", "tight", "fits"]
+    table = pd.DataFrame({
+        "verdict": verdicts, "accuracy": [0.5, 0.5, 0.1, 0.1], "tokens_per_s": [None, 9, 1, 1],
+        "peak_bytes": [None, 9, 1, 1],
+    })  # fmt: skip
+    assert list(room.ranked(table)["verdict"]) == verdicts[::-1]
+
+
 def test_the_first_layers_and_the_period_of_the_others_are_seen():
     from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig
 

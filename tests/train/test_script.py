@@ -113,6 +113,9 @@ def test_a_row_may_come_in_three_shapes(toy, kind):
         (LORA | {"tokens": "__import__('os')"}, "tokens must be a whole number"),
         (LORA | {"checkpointing": "yes"}, "True or False"),
         (LORA | {"devices": -1}, "devices must be a whole number"),
+        (LORA | {"devices": 1025}, "devices must be a whole number from 1 to 1,024"),
+        (LORA | {"method": pd.NA}, "one of full fine-tuning; "),
+        (pd.concat([pd.Series(LORA)] * 2), "one of full fine-tuning; "),
     ],
 )
 def test_what_is_no_row_is_refused(toy, tmp_path, row, words):
@@ -172,6 +175,40 @@ def test_a_data_set_in_hand_is_saved_beside_it_and_full_fine_tuning_runs(toy, tm
     assert constants(script)["DATA"] == str(tmp_path / "data.parquet")
     run(script, "--steps", "1")
     assert (tmp_path / "model" / "model.safetensors").is_file() and not (tmp_path / "adapter").exists()
+
+
+def test_the_methods_are_what_they_are_called(toy):
+    config = read_architecture(toy)
+    made = {method.name: adapter_of(config, method) for method in METHODS}
+    assert [name for name, one in made.items() if getattr(one, "use_dora", False)] == ["DoRA r16, all linear"]
+    assert [name for name, one in made.items() if one is None] == ["full fine-tuning", "full fine-tuning, 8-bit Adam"]
+    published = {method.name: method.accuracy for method in METHODS if method.accuracy is not None}
+    assert published == {
+        "full fine-tuning": 0.472, "LoRA r16, attention": 0.478, "LoRA r16, all linear": 0.494,
+        "DoRA r16, all linear": 0.469, "IA-3": 0.311,
+    }  # fmt: skip
+
+
+def test_a_row_that_was_read_from_text_means_the_same(toy):
+    assert mt.settings(toy, LORA | {"checkpointing": "False", "verdict": pd.NA}) == mt.settings(
+        toy, LORA | {"checkpointing": False}
+    )
+    with pytest.warns(mt.ModelWarning, match=r"does not fit: \\x1b\[31mred"):
+        mt.settings(toy, LORA | {"verdict": "does not fit", "why": "\x1b[31mred"})
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        (None, "given by its path"),
+        (5, "given by its path"),
+        ("a\0b", "cannot be written"),
+        ("\ud800", "cannot be written"),
+    ],
+)
+def test_a_folder_that_no_disk_can_hold(toy, folder, words):
+    with pytest.raises(mt.ModelError, match=words):
+        mt.write_script(toy, LORA, folder)
 
 
 @pytest.mark.parametrize("name", ["train.py", "requirements.txt"])

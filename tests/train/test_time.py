@@ -47,6 +47,25 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(toy):
     assert sum(cost.flops * count for cost, count in costs.items()) == counter.get_total_flops()
 
 
+def test_attention_multiplies_each_token_with_half_of_the_others():
+    """Queries by keys, then scores by values; the backward pass has five such products for these two."""
+    import torch
+
+    from base_model.train.operations import _attention_backward_flops, _attention_flops
+
+    query, key, value = (torch.empty(2, 4, tokens, size) for tokens, size in ((64, 16), (32, 16), (32, 8)))
+    products = 2 * 4 * 64 * 32 * (16 + 8)  # 2 FLOPs for a multiply and an add, and half of the matrix
+    assert _attention_flops(query, key, value) == products
+    assert _attention_backward_flops(query, key, value, query) == products * 5 // 2
+
+
+def test_a_step_is_one_step(toy):
+    """Six FLOPs per parameter and token (Kaplan et al., 2020, section 2.1), attention and embedding aside."""
+    costs, tokens, _ = costs_of(toy, loss_type="nll")
+    parameters = 26_912 - 260 * 32  # without the embedding; as the head it is among them once
+    assert 6 <= sum(cost.flops * count for cost, count in costs.items()) / (parameters + 260 * 32) / tokens <= 8
+
+
 def test_a_list_that_is_changed_in_place_is_read_and_written():
     import torch
 

@@ -72,7 +72,7 @@ WHOLE = {"loss_type": "nll"}  # logits as they are; TRL's default works in chunk
 RUNS = [
     *((one, {"gradient_checkpointing": kept} | WHOLE, "trl") for one in (lora, ia3, nothing) for kept in (True, False)),
     (lora, {}, "trl"),
-    (nothing, {"gradient_accumulation_steps": 2} | WHOLE, "trl"),
+    (nothing, {"gradient_accumulation_steps": 5} | WHOLE, "trl"),
     (nothing, {"optim": "adamw_torch"} | WHOLE, "trl"),
     (nothing, {"optim": "adafactor"} | WHOLE, "trl"),
     (nothing, {"optim": "sgd"}, "trl"),
@@ -90,6 +90,34 @@ def test_the_plan_is_what_a_real_run_takes(adapter, arguments, trainer, wide_toy
     assert planned == pytest.approx(real, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"devices": 1025}, "to 1,024"), ({"args": {"gradient_accumulation_steps": 10_001}}, "to 10,000")],
+)
+def test_more_than_can_be_planned_is_refused_at_once(toy, more, words):
+    import model_tools as mt
+
+    with pytest.raises(ModelError, match=words):
+        mt.plan_trainer(toy, tokens=8, **more)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_of_many_micro_batches_is_that_of_three(devices, monkeypatch):
+    from base_model.train import arguments
+    from base_model.train.operations import Tape
+    from base_model.train.trainer import measured
+    from tests.train.test_sharding import toy_config
+
+    def planned():
+        tape, given = Tape(), {"gradient_accumulation_steps": 6, "per_device_train_batch_size": 2}
+        ledger, _, run = measured(toy_config(), given, lora(), None, 64, devices, observe=tape)
+        return ledger.peak, ledger.most, run.accumulation, sum(cost.flops * n for cost, n in tape.costs.items())
+
+    three = planned()
+    monkeypatch.setattr(arguments, "MICRO_STEPS", 99)
+    assert three == planned()
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
     folder = tmp_path / "demo"
@@ -101,6 +129,17 @@ def test_the_plan_is_what_the_demo_model_takes(checkpointing, demo, tmp_path):
     planned, real = both(folder, arguments, lora, 64)
     assert planned == pytest.approx(real, rel=1e-3)
     assert planned > 60 * MIB
+
+
+def test_only_fake_tensors_take_the_quick_way():
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from base_model.plan.ledger import _all_fake
+
+    real = torch.ones(2)
+    fake = FakeTensorMode().from_tensor(real)
+    assert _all_fake((fake, 1)) and not _all_fake((fake, real))
 
 
 def test_the_workspace_is_what_cublas_states():
@@ -308,6 +347,23 @@ def wide_checkpoints(folder, tokens):
 
     config = read_architecture(folder)
     return config.num_hidden_layers * tokens * config.hidden_size * 4
+
+
+def test_gptq_refuses_experts_in_one_tensor_alone():
+    """A shared expert is a matrix, and a convolution has three dimensions, too."""
+    import torch
+
+    from base_model.train.gptq import _refuse_experts
+
+    class Block(torch.nn.Module):
+        def __init__(self, **shapes):
+            super().__init__()
+            for name, shape in shapes.items():
+                self.register_parameter(name, torch.nn.Parameter(torch.empty(shape)))
+
+    _refuse_experts(Block(shared_expert=(4, 4), conv1d=(4, 1, 4)))
+    with pytest.raises(ModelError, match="experts holds all experts"):
+        _refuse_experts(Block(experts=(2, 4, 4)))
 
 
 def test_gptq_is_counted_as_it_is_stored(toy):
