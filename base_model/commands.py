@@ -43,7 +43,7 @@ Model = Annotated[
 # From the environment where it is not given: so `make` hands it over without a shell that could read it as a command.
 Named = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A folder or a Hub id; by default the variable MODEL.", show_default=False),
+    typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; by default the variable MODEL.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Download everything, or read headers only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
