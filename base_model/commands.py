@@ -28,8 +28,8 @@ from base_model.read.folder import is_file, is_folder
 from base_model.show.page import RUNS, last_run, run_name, run_notebook, working_copy, write_page
 from base_model.show.sentences import best_rows, in_words
 from base_model.show.words import in_units, readable
+from base_model.train.places import FITTING
 from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
-from base_model.train.recommend import FITTING
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"

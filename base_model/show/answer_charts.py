@@ -29,7 +29,8 @@ from base_model.show.charts import (
     title,
 )
 from base_model.show.sentences import hours_in_words, million_range
-from base_model.train.recommend import FITTING, RESERVED, usable_in
+from base_model.train.places import FITTING, RESERVED
+from base_model.train.recommend import usable_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from base_model import ModelError, format_bytes, format_count, format_share
-from base_model.train.recommend import FITTING, RESERVED_AT_BEST, RULE, needed, usable_in
+from base_model.train.places import FITTING, RESERVED_AT_BEST, needed
+from base_model.train.recommend import RULE, usable_in
 
 HOUR, MINUTE = 3600, 60
 

@@ -9,7 +9,8 @@ from base_model import ModelError, require_whole
 from base_model.plan.adapters import RANK
 from base_model.train.gpus import card
 from base_model.train.methods import method_of
-from base_model.train.recommend import Search, Step, place_of, verdict_of
+from base_model.train.places import place_of, verdict_of
+from base_model.train.search import Search, Step
 from base_model.train.time import time_on
 
 COMMON = ("T4", "RTX 4090", "A100 SXM 80GB")  # free on Colab and Kaggle; on a desk; rented

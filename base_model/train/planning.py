@@ -14,10 +14,11 @@ from base_model.plan import adapters as adapter_room
 from base_model.plan import inference
 from base_model.train import ladder as ladder_room
 from base_model.train import loop, script, time, trial
-from base_model.train import recommend as search
+from base_model.train import recommend as recommendation
 from base_model.train import settings as choices
 from base_model.train import trainer as trainers
 from base_model.train.cards import COMMON, cards_table
+from base_model.train.places import place_of
 
 
 def _config(model: str | Path) -> Any:
@@ -191,15 +192,15 @@ def recommend(
     """
     from base_model.text.lengths import batch_tokens, text_lengths
 
-    place, config = search.place_of(gpu, memory), _config(model)
+    place, config = place_of(gpu, memory), _config(model)
     if data is None:
-        return search.recommend(config, place, tokens, devices)
+        return recommendation.recommend(config, place, tokens, devices)
     lengths = text_lengths(model, data, max_length=tokens)
 
     def epoch(batch: int) -> float:
         return batch_tokens(lengths, batch).mean * len(lengths)
 
-    return search.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch, len(lengths))
+    return recommendation.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch, len(lengths))
 
 
 def settings(model: str | Path, row: Any) -> str:

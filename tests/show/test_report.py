@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import model_tools as mt
+from base_model.read.folder import in_home
 from base_model.show import report, saving
 from base_model.show.charts import COLOURS
 from tests.folders import write_llama_1b, write_tensors
@@ -294,7 +295,7 @@ def test_a_full_disk_leaves_the_report_of_before(save, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_is_told(where, save, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mt.ModelError, match=r"Give (another folder|a full path)\."):
-        save(saving.in_home(where))
+        save(in_home(where))
 
 
 def test_a_folder_that_is_a_file_and_a_report_that_is_not_there_are_told(toy, tmp_path):

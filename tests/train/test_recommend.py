@@ -2,13 +2,16 @@
 
 import re
 import warnings
+from collections import Counter
 
 import pandas as pd
 import pytest
 
 import model_tools as mt
 from base_model.architecture.config import read_architecture
+from base_model.train import places
 from base_model.train import recommend as room
+from base_model.train import search as searching
 from base_model.train.methods import METHODS, method_of
 from base_model.train.published import LLAMA_3_2_3B
 from tests.folders import write_toy
@@ -20,8 +23,8 @@ def toy(tmp_path_factory):
 
 
 def search_in(toy, usable, name="LoRA r16, all linear", tokens=64):
-    place = room.Place("a card", usable, None)
-    return room.Search(read_architecture(toy), place, method_of(name), False, tokens, 1)
+    place = places.Place("a card", usable, None)
+    return searching.Search(read_architecture(toy), place, method_of(name), False, tokens, 1)
 
 
 def test_the_batch_fits_and_the_next_does_not(toy):
@@ -29,14 +32,14 @@ def test_the_batch_fits_and_the_next_does_not(toy):
     found = room.largest(search)
     batch, step, planned = found.batch, found.step, found.exact
     assert planned and batch > 1
-    assert room.needed(step.peak) <= search.place.usable
-    assert room.needed(search.plan(batch + 1).peak) > search.place.usable
+    assert places.needed(step.peak) <= search.place.usable
+    assert places.needed(search.plan(batch + 1).peak) > search.place.usable
 
 
-@pytest.mark.parametrize(("sure", "words"), [(room.SURE, "needs at least "), (float("inf"), "needs ")])
+@pytest.mark.parametrize(("sure", "words"), [(searching.SURE, "needs at least "), (float("inf"), "needs ")])
 def test_what_does_not_fit_says_what_is_missing(toy, monkeypatch, sure, words):
     """A few layers propose a lower bound; a plan of the whole tells what is missing."""
-    monkeypatch.setattr(room, "SURE", sure)
+    monkeypatch.setattr(searching, "SURE", sure)
     row = dict(
         zip(room.COLUMNS, room.row_of(search := search_in(toy, 1 << 20), room.largest(search), None), strict=True)
     )
@@ -55,7 +58,7 @@ def test_a_few_layers_propose_what_the_whole_takes():
         num_attention_heads=4,
         dtype="float32",
     )
-    search = room.Search(config, room.Place("a card", 2**30, None), METHODS[0], True, 64, 1)
+    search = searching.Search(config, places.Place("a card", 2**30, None), METHODS[0], True, 64, 1)
     whole = search.plan(2).peak
     assert search.proposed(2) == pytest.approx(whole, rel=1e-3)
 
@@ -64,7 +67,7 @@ def test_a_shallow_model_keeps_its_kinds_of_layers():
     from transformers import Gemma3TextConfig
 
     config = Gemma3TextConfig(num_hidden_layers=12)
-    small = room.shallow(config, 4)
+    small = searching.shallow(config, 4)
     assert small.num_hidden_layers == 4 and small.layer_types == config.layer_types[:4]
     assert config.num_hidden_layers == 12 and len(config.layer_types) == 12
 
@@ -107,10 +110,10 @@ def test_an_interrupt_keeps_what_was_found(toy, monkeypatch):
 
 def test_where_nothing_fits_the_nearest_thing_is_named(toy, monkeypatch):
     monkeypatch.setattr(room, "METHODS", METHODS[5:6])
-    nothing = room.recommend(read_architecture(toy), room.Place("a card", 10 << 20, None), 512)
+    nothing = room.recommend(read_architecture(toy), places.Place("a card", 10 << 20, None), 512)
     assert (nothing["verdict"] == "does not fit").all()
     assert "such cards" in nothing["why"][0] and "smaller model" in nothing["why"][0]
-    shorter = room.recommend(read_architecture(toy), room.Place("a card", 48 << 20, None), 512)
+    shorter = room.recommend(read_architecture(toy), places.Place("a card", 48 << 20, None), 512)
     assert "tokens it would fit" in shorter["why"][0], shorter[["peak_bytes", "why"]].to_string()
 
 
@@ -125,9 +128,9 @@ def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
     """Four cards of 11 GiB for a peak of 25 GiB on each, 2.5 times as much with what is reserved."""
     from transformers import LlamaConfig
 
-    monkeypatch.setattr(room.Search, "proposed", lambda *_: 0.0)
+    monkeypatch.setattr(searching.Search, "proposed", lambda *_: 0.0)
     row = {"method": METHODS[5].name, "checkpointing": True, "tokens": tokens, "devices": 4, "peak_bytes": 25 * 2**30}
-    place = room.Place("a card", 11 * 2**30, None)
+    place = places.Place("a card", 11 * 2**30, None)
     assert words in room._nearest(LlamaConfig(**LLAMA_3_2_3B), place, pd.Series(row))
 
 
@@ -135,7 +138,7 @@ def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
     ("memory", "size"), [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**20, 2**20), ("1024 TiB", 2**50)]
 )
 def test_a_memory_is_read(memory, size):
-    assert room.bytes_of(memory) == size
+    assert places.bytes_of(memory) == size
 
 
 @pytest.mark.parametrize(
@@ -143,30 +146,30 @@ def test_a_memory_is_read(memory, size):
 )
 def test_what_is_no_memory_is_refused(memory):
     with pytest.raises(mt.ModelError, match="24GiB"):
-        room.bytes_of(memory)
+        places.bytes_of(memory)
 
 
 @pytest.mark.parametrize(
     ("usable", "verdict"), [(1039, "does not fit"), (1040, "tight"), (1099, "tight"), (1100, "fits")]
 )
 def test_a_verdict_leaves_what_the_allocator_reserves(usable, verdict):
-    assert room.verdict_of(1000, usable) == verdict
+    assert places.verdict_of(1000, usable) == verdict
 
 
 @pytest.mark.parametrize(("room_for", "longest"), [(63, None), (64, 64), (200, 192), (600, 512)])
 def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_for, longest):
     """Four texts of 64 tokens are there, and each token takes a KiB; the toy has 512 positions."""
-    search = search_in(toy, int((2**30 + 1 + (room_for - 4 * 64) * 1024) * room.RESERVED))
-    found = room._longest(search, 4, room.Step(2**30, room.Counter(), False), 64 * 1024.0)
+    search = search_in(toy, int((2**30 + 1 + (room_for - 4 * 64) * 1024) * places.RESERVED))
+    found = room._longest(search, 4, searching.Step(2**30, Counter(), False), 64 * 1024.0)
     assert pd.isna(found) if longest is None else found == longest
 
 
 def test_what_error_correction_and_the_driver_hold_is_not_usable():
-    t4, big = room.place_of("T4", None), room.place_of("4090", None)
-    assert t4.usable == 15 * 2**30 - room.CONTEXT_BYTES
-    assert big.usable == 24 * 2**30 - room.CONTEXT_BYTES
+    t4, big = places.place_of("T4", None), places.place_of("4090", None)
+    assert t4.usable == 15 * 2**30 - places.CONTEXT_BYTES
+    assert big.usable == 24 * 2**30 - places.CONTEXT_BYTES
     assert t4.half and not big.half
-    assert room.place_of(None, "8GiB").on is None
+    assert places.place_of(None, "8GiB").on is None
 
 
 def test_a_card_that_is_not_known_names_the_nearest(toy):
@@ -196,16 +199,16 @@ def test_the_first_layers_and_the_period_of_the_others_are_seen():
     from transformers import DeepseekV3Config, Gemma3TextConfig, LlamaConfig
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 100}
-    assert room.depths_of(LlamaConfig(num_hidden_layers=9, **small)) == (1, 2)
-    assert room.depths_of(Gemma3TextConfig(num_hidden_layers=18, sliding_window_pattern=6, **small)) == (6, 12)
+    assert searching.depths_of(LlamaConfig(num_hidden_layers=9, **small)) == (1, 2)
+    assert searching.depths_of(Gemma3TextConfig(num_hidden_layers=18, sliding_window_pattern=6, **small)) == (6, 12)
     experts = {"n_routed_experts": 4, "moe_intermediate_size": 16, "first_k_dense_replace": 3, "n_group": 1}
-    assert room.depths_of(DeepseekV3Config(num_hidden_layers=9, topk_group=1, **experts, **small)) == (4, 5)
+    assert searching.depths_of(DeepseekV3Config(num_hidden_layers=9, topk_group=1, **experts, **small)) == (4, 5)
 
 
 def test_few_layers_are_all_planned():
     from transformers import LlamaConfig
 
-    assert room.depths_of(LlamaConfig(num_hidden_layers=1)) == (1, 1)
+    assert searching.depths_of(LlamaConfig(num_hidden_layers=1)) == (1, 1)
 
 
 @pytest.mark.parametrize("limit", range(20, 3000, 97))
@@ -218,18 +221,18 @@ def test_the_proposal_is_the_largest_batch_within_the_limit_or_nearly(limit):
         def proposed(self, batch):
             return float(max(10 + batch, 20 * batch - 100))
 
-    batch, slope = room._proposal(Bent(), Bent().proposed(1), limit)
+    batch, slope = searching._proposal(Bent(), Bent().proposed(1), limit)
     most = max(size for size in range(1, room.MOST_BATCH + 1) if Bent().proposed(size) <= limit)
     assert most - 1 - most // 16 <= batch <= most
     assert slope >= 1
 
 
 def test_plans_of_the_whole_correct_a_proposal_far_too_high():
-    step = lambda batch: room.Step(int(1000 + 50 * batch), room.Counter(), False)  # noqa: E731
+    step = lambda batch: searching.Step(int(1000 + 50 * batch), Counter(), False)  # noqa: E731
 
     class Flat:
         most = room.MOST_BATCH
-        place = room.Place("a card", int(1501 * room.RESERVED), None)
+        place = places.Place("a card", int(1501 * places.RESERVED), None)
         proposed = staticmethod(lambda batch: 900.0 + batch)
         plan = staticmethod(step)
 
@@ -245,13 +248,13 @@ def test_a_hybrid_is_planned_without_the_modules_that_peft_refuses(name):
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     mamba = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "num_key_value_heads": 2}
     config = FalconH1Config(vocab_size=300, dtype="bfloat16", **sizes, **mamba)
-    search = room.Search(config, room.Place("a card", 2**34, None), method_of(name), True, 64, 1)
+    search = searching.Search(config, places.Place("a card", 2**34, None), method_of(name), True, 64, 1)
     assert search.plan(1).peak > 0
 
 
 def test_an_epoch_of_the_data_keeps_some_steps(toy, monkeypatch):
     monkeypatch.setattr(room, "METHODS", METHODS[2:3])
-    place = room.Place("a card", 2**34, None)
+    place = places.Place("a card", 2**34, None)
     table = room.recommend(read_architecture(toy), place, 64, examples=100)
     assert set(table["batch"]) == {100 // room.FEWEST_STEPS}
     assert table["why"].str.contains("fewer than 16 steps").all()

@@ -119,9 +119,9 @@ def steps_of(monkeypatch, adapter):
     """The peaks of three steps of the trainer, where a plan takes one."""
     from transformers import TrainerCallback, TrainingArguments
 
-    from base_model.train import trainer
+    from base_model.train import step
 
-    peaks, one_step = [], trainer._trainer
+    peaks, one_step = [], step._trainer
 
     def three_steps(model, run, ledger):
         class Watch(TrainerCallback):
@@ -137,7 +137,7 @@ def steps_of(monkeypatch, adapter):
         made.add_callback(Watch())
         return made
 
-    monkeypatch.setattr(trainer, "_trainer", three_steps)
+    monkeypatch.setattr(step, "_trainer", three_steps)
     args = TrainingArguments(per_device_train_batch_size=1, use_cpu=False)
     wide = toy_config(hidden_size=512, head_dim=128, intermediate_size=512, num_hidden_layers=8)
     plan_trainer(wide, args, adapter, tokens=2, devices=8)
