@@ -75,7 +75,7 @@ def test_it_runs_where_we_are(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     folder = page.run_notebook(tmp_path / "model").absolute()
     assert folder == tmp_path / "elsewhere" / "runs" / "model"
-    assert str(tmp_path / "elsewhere") in (folder / "report.html").read_text().replace("<wbr>", "")
+    assert str(tmp_path / "elsewhere") in (folder / "report.html").read_text().replace("<wbr/>", "")
 
 
 def test_links_of_an_executed_notebook_lead_to_the_docs(notebook, tmp_path):

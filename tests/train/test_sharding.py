@@ -227,7 +227,7 @@ def test_what_cannot_be_sharded_is_said():
     with pytest.raises(ModelError, match="cannot be run sharded"):
         plan({"optim": "adamw_8bit"})
     for unplanned in ({"version": 1}, {"cpu_offload": True}):
-        with pytest.raises(ModelError, match="FSDP2 on the cards"):
+        with pytest.raises(ModelError, match="Only FSDP2 without CPU offload"):
             plan({"fsdp_config": unplanned})
     with pytest.raises(ModelError, match="use_cpu"):
         plan({"use_cpu": True})
