@@ -44,7 +44,9 @@ def require_whole(name: str, value: object, least: int = 1, most: int = MOST) ->
 
 
 def format_bytes(n: int) -> str:
-    """A size in 1024s: `866 B`, `20.46 KiB`, `4.66 GiB`."""
+    """A size in 1024s: `866 B`, `20.46 KiB`, `-4.66 GiB`."""
+    if n < 0:
+        return f"-{format_bytes(-n)}"
     if n < 1024:
         return f"{n:,} B"
     size = float(n)

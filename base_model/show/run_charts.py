@@ -51,7 +51,7 @@ def _fastest(table: pd.DataFrame) -> str:
 
 
 def _run_label(run: Any) -> str:
-    speed = "n/a" if pd.isna(run.tokens_per_s) else f"{run.tokens_per_s:.1f} tokens/s"
+    speed = "n/a" if pd.isna(run.tokens_per_s) else f"{run.tokens_per_s:.3g} tokens/s"
     wait = "n/a" if pd.isna(run.first_token_s) else f"{run.first_token_s:.2f} s"
     return f"{speed}, first token {wait}"
 
@@ -88,4 +88,4 @@ def _reach(share: float) -> str:
 def _limit_label(run: Any) -> str:
     if pd.isna(run.share):
         return "limit not known"
-    return f"{run.tokens_per_s:.1f} of {run.limit_tokens_per_s:.1f} tokens/s, {format_share(run.share)}"
+    return f"{run.tokens_per_s:.3g} of {run.limit_tokens_per_s:.3g} tokens/s, {format_share(run.share)}"

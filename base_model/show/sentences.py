@@ -81,7 +81,7 @@ def _beyond(table: pd.DataFrame) -> str:
     if rest.empty:
         return ""
     misses = zip(rest["method"], needed(rest["peak_bytes"], RESERVED_AT_BEST) - usable_in(rest), strict=True)
-    each = ", ".join(f"{method} ({format_bytes(int(size))} too much)" for method, size in misses)
+    each = "; ".join(f"{method} ({format_bytes(int(size))} too much)" for method, size in misses)
     return f" {'These do' if len(rest) > 1 else 'This does'} not fit: {each}."
 
 
@@ -155,7 +155,7 @@ def _on_adapters(adapters: pd.DataFrame) -> str:
     if known.empty:
         return "None of these adapters can be planned for this architecture."
     few, most = known.iloc[0], known.iloc[-1]
-    return f"{few['adapter']} trains {few['share']:.3%} of the parameters, {most['adapter']} {most['share']:.3%}."
+    return f"{few['adapter']} trains {few['share']:.3%} of the parameters; {most['adapter']}, {most['share']:.3%}."
 
 
 def _on_training(training: pd.DataFrame) -> str:
@@ -196,7 +196,7 @@ def _on_gpus(cards: pd.DataFrame) -> str:
     times = map(hours_in_words, *million_range(cards))
     cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
     each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
-    return f"With LoRA on all linear layers, a million tokens take {', '.join(each)}. {_dominant(cards.iloc[0])}"
+    return f"With LoRA on all linear layers, a million tokens take {_listed(each)}. {_dominant(cards.iloc[0])}"
 
 
 def _on_time(plan: pd.DataFrame) -> str:

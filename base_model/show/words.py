@@ -90,7 +90,9 @@ def _in_words(column: str, value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–" if column in ("parameters", "layer") else "n/a"
     if column in ("size", "bytes") or column.endswith("_bytes"):
-        return format_bytes(int(value))
+        return f"{'+' * (column == 'difference_bytes' and value > 0)}{format_bytes(int(value))}"
+    if column == "accuracy" and isinstance(value, float):
+        return f"{value:.3f}"
     if column in ("share", "spread") or column.endswith("_share"):
         return format_share(value)
     if column == "difference":

@@ -73,7 +73,7 @@ def test_runs_without_a_speed_are_labelled_na():
         {"method": ["pipeline", "manual"], "device": "cpu", "dtype": "float32"}
         | {"first_token_s": [0.25, float("nan")], "tokens_per_s": [20.0, float("nan")]}
     )
-    assert texts(mt.plot_runs(table)) == ["20.0 tokens/s, first token 0.25 s", "n/a, first token n/a"]
+    assert texts(mt.plot_runs(table)) == ["20 tokens/s, first token 0.25 s", "n/a, first token n/a"]
 
 
 def test_bars_have_the_room_that_short_names_leave(tensors):

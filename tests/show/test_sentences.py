@@ -38,7 +38,7 @@ def test_the_answer_is_read_aloud(answer):
     assert "not fit" not in mt.in_words(answer.head(3))
     lighter = answer.tail(1).assign(method="full fine-tuning, 8-bit Adam", peak_bytes=30 * G, share=30 * 1.1 / 15)
     both = mt.in_words(pd.concat([answer, lighter], ignore_index=True))
-    assert "These do not fit: full fine-tuning (24.52 GiB too much), full fine-tuning, 8-bit Adam (16.20 GiB" in both
+    assert "These do not fit: full fine-tuning (24.52 GiB too much); full fine-tuning, 8-bit Adam (16.20 GiB" in both
 
 
 def test_where_nothing_fits_the_nearest_is_named(answer):
