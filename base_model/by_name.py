@@ -24,6 +24,7 @@ from base_model.run.tuned import answers
 from base_model.show.page import run_name, runs_folder
 from base_model.show.report import save_report
 from base_model.text.data import example_data, has_template
+from base_model.text.lengths import text_lengths
 from base_model.text.tokens import describe_tokenizer
 from base_model.train import script, trial
 from base_model.train.planning import write_script
@@ -174,7 +175,12 @@ def write_report(model: str | Path, folder: str | Path, more: Mapping[str, pd.Da
 
     `more` adds tables by their names: `{"runs": comparison}`. Returns report.md's path; `read_report` reads it back.
     """
-    more = {name: table for name, table in (more or {}).items() if table is not None}  # None: it was skipped
+    more = {} if more is None else more
+    if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+        raise ModelError('`more` must be tables by their names, such as {"runs": comparison}.')
+    more = {name: table for name, table in more.items() if table is not None}  # None: it was skipped
+    if odd := next((name for name, table in more.items() if not isinstance(table, pd.DataFrame)), None):
+        raise ModelError(f"`more` holds {visible(odd)}, which is not a DataFrame. Leave it out.")
     files, tensors = list_files(model), read_tensors(model)
     tables = {"model": model_table([(model, folder_of(model), tensors)]), "files": files}
     tables |= {f"by_{group}": group_parameters(tensors, group) for group in ("component", "dtype", "layer")}
@@ -193,6 +199,7 @@ def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int
     if not is_complete(local_folder(model)):
         raise not_here(model)
     choice = choice_of(row)
+    text_lengths(model, data or example_data(), choice.tokens)  # first where a template can do no harm
     written = write_script(model, row, folder, data)
     print(f"Wrote {written}. It now runs for {steps:,} steps; its output goes to train.log next to it.")
     config = read_architecture(local_folder(model))

@@ -13,7 +13,7 @@ PIECES = ["Hello", " there", "."]
 class OpenAIStandIn:
     """`with OpenAIStandIn("fault") as server:` serves at `server.url`; `server.requests` holds headers and bodies.
 
-    Faults: "unknown" (404 in JSON), "locked" (401), "silent" (no answer), "html", "uncounted" (no usage), "broken"
+    Faults: "unknown" (404 in JSON), "locked" (401), "busy" (429), "down" (503), "silent" (no answer), "html", "uncounted" (no usage), "broken"
     (an error in the middle of the stream), "cut" (the line goes dead in the middle). `usage` and `pieces` replace the
     counts and the text; `hostile` answers in place of all that, with one of the functions below.
     """
@@ -54,12 +54,13 @@ class OpenAIStandIn:
         if self.fault == "silent":
             self.over.wait(3)
             return None
-        if status := {"unknown": 404, "locked": 401}.get(self.fault):
+        if status := {"unknown": 404, "locked": 401, "busy": 429, "down": 503}.get(self.fault):
             return self.send(handler, status, json.dumps({"error": f"The answer is {self.fault}"}))
         if self.fault == "html":
             return self.send(handler, 200, "data: <html>Welcome</html>\n\n")
         pieces = self.pieces[: self.requests[-1][2]["max_tokens"]]
-        lines = [chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": piece}}]) for piece in pieces]
+        deltas = [piece if isinstance(piece, dict) else {"content": piece} for piece in pieces]
+        lines = [chunk(choices=[{"index": 0, "delta": {"role": "assistant"} | delta}]) for delta in deltas]
         if self.fault == "broken":
             lines[1:] = ['data: {"error": "the GPU fell off"}\n\n']
         if self.fault != "uncounted":

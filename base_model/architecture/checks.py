@@ -116,9 +116,14 @@ def _against_skeleton(folder: Path, table: pd.DataFrame) -> Iterator[Check]:
     rules = skeleton._keys_to_ignore_on_load_unexpected or ()
     beyond = table["layer"].fillna(-1) >= layers_of(config)
     left_out = beyond & table["tensor"].map(lambda name: any(re.search(rule, name) for rule in rules))
-    kept = table.loc[~left_out]
+    kept = table.loc[~left_out & ~table["tensor"].isin(_stored_buffers(skeleton))]
     yield _compare("architecture: parameters", count_parameters(skeleton), int(kept["parameters"].sum()))
     yield from _active(config, kept)
+
+
+def _stored_buffers(skeleton: Any) -> set[str]:
+    """What a model stores beside its parameters, such as the experts' corrections of DeepSeek-V3's router."""
+    return dict(skeleton.named_buffers()).keys() & skeleton.state_dict().keys()
 
 
 def _active(config: Any, table: pd.DataFrame) -> Iterator[Check]:

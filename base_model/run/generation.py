@@ -14,6 +14,7 @@ from base_model.run.faults import memory_error, out_of_memory, require_whole_fil
 from base_model.run.limits import bytes_per_token
 from base_model.run.loading import load_model, release_memory
 from base_model.run.timing import Clock, Generation, Pass, require_some, summary
+from base_model.text.tokenizer import render_prompt
 
 
 def load_and_run(folder: Path, device: str, prompt: str, max_new_tokens: int) -> list[Generation]:
@@ -59,7 +60,7 @@ def generate_with_pipeline(
         options = {"do_sample": False, "max_new_tokens": limit, "return_full_text": False, "streamer": clock}
         return pipe(text_inputs, **options)[0]["generated_text"]
 
-    return _measure("pipeline", model, tokenizer, run, max_new_tokens, runs, stream)
+    return _measure("pipeline", model, tokenizer, prompt, run, max_new_tokens, runs, stream)
 
 
 def generate_manually(
@@ -76,7 +77,7 @@ def generate_manually(
         output = model.generate(**inputs, do_sample=False, max_new_tokens=limit, streamer=clock)
         return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    return _measure("manual", model, tokenizer, run, max_new_tokens, runs, stream)
+    return _measure("manual", model, tokenizer, prompt, run, max_new_tokens, runs, stream)
 
 
 def _conversation(prompt: str) -> list[dict[str, str]]:
@@ -96,10 +97,11 @@ Run = Callable[[Clock, int], str]  # text to text, reporting to a clock, with so
 
 
 def _measure(
-    method: str, model: Any, tokenizer: Any, run: Run, max_new_tokens: int, runs: int, stream: bool
+    method: str, model: Any, tokenizer: Any, prompt: str, run: Run, max_new_tokens: int, runs: int, stream: bool
 ) -> Generation:
     """Time `runs` runs after a short warm-up: the first call pays for kernels and buffers that later ones reuse."""
     require_some(max_new_tokens, runs)
+    render_prompt(tokenizer, prompt)  # first where it can do no harm
     try:
         _reset_peak(model.device)
         passes, stopped = _passes(model, tokenizer, run, max_new_tokens, runs, stream)

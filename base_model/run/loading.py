@@ -1,6 +1,7 @@
 """A model from its folder onto a device, ready to generate: all weights placed, greedy, in a dtype that runs well."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from base_model import ModelError, brief, is_fault
+from base_model import MOST, ModelError, brief, is_fault
 from base_model.architecture.config import is_tied, read_architecture, require_fit, require_loadable
 from base_model.plan.machine import warn_if_too_large
 from base_model.read.counting import is_known
-from base_model.read.folder import completeness, in_home, is_folder, model_headers, read_config
+from base_model.read.folder import completeness, in_home, is_folder, model_headers, read_config, read_json
 from base_model.read.tensors import tensor_table
 from base_model.run.faults import memory_error, note_files, out_of_memory
 from base_model.run.kernels import choose_kernel
-from base_model.text.tokenizer import load_tokenizer, require_tame_template
+from base_model.text.tokenizer import SETTINGS, load_tokenizer, require_tame_template
 
 
 def available_devices() -> list[str]:
@@ -51,6 +52,8 @@ def load_model(
     config, tensors = _complete(folder)
     tokenizer = load_tokenizer(folder)
     require_tame_template(tokenizer)
+    if os.path.lexists(folder / SETTINGS):
+        read_json(folder / SETTINGS)  # transformers would pass over one that it cannot read
     release_memory()
     warn_if_too_large(_loaded_bytes(tensors, dtype), device)
     model = _load_weights(folder, config, tensors, dtype or _default_dtype(device, config), device)
@@ -210,13 +213,13 @@ def _greedy(settings: Any) -> Any:
     """
     from transformers import GenerationConfig
 
-    ends = settings.eos_token_id
-    for token_id in ends if isinstance(ends, list) else [ends]:
-        if token_id is not None and type(token_id) is not int:
-            raise ModelError(
-                f"generation_config.json gives {token_id!r} as eos_token_id, which is not a token id. Correct it."
-            )
-    pad = settings.pad_token_id
+    ends, pad = settings.eos_token_id, settings.pad_token_id
+    ends = None if ends == [] else ends
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        stated = getattr(settings, name)
+        for token_id in stated if isinstance(stated, list) and name == "eos_token_id" else [stated]:
+            if token_id is not None and not (type(token_id) is int and 0 <= token_id <= MOST):
+                raise ModelError(f"{SETTINGS} gives {token_id!r} as {name}, which is not a token id. Correct it.")
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends
     return GenerationConfig(do_sample=False, bos_token_id=settings.bos_token_id, eos_token_id=ends, pad_token_id=pad)

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 from base_model import MOST, ModelError, brief, visible, visible_text, warn
 from base_model.hub.limits import OverLimitError, ask, file_of, require_wanted
 from base_model.run.timing import Generation, Pass, decoding_speed, require_some, summary
+from base_model.text.tame import require_text
 
 TOKEN_BYTES = 10_000  # that one token may take of a stream: its text, and the JSON around it
+PIECES = ("content", "reasoning_content", "reasoning", "tool_calls")  # where servers put the tokens that they make
 OWN_TOKENS = 100_000  # that a server may put around a prompt: its template, its system prompt
 
 
@@ -35,7 +37,9 @@ def generate_served(
     not fit what came.
     """
     require_some(max_new_tokens, runs)
+    require_text(prompt)
     url = _address(base_url)
+    _require_terms(name, timeout, token)
     request = partial(_request, url, name, prompt, timeout=timeout, token=token)
     try:
         passes = [ask(partial(request, min(max_new_tokens, 2), show=False), timeout)]
@@ -46,16 +50,28 @@ def generate_served(
 
 
 def _address(base_url: object) -> str:
-    """The server's address with /v1. Raises ModelError for what is none."""
+    """The server's address with /v1. Raises ModelError for what is none, and for one with a password in it."""
     try:
-        parts = urlsplit(base_url) if isinstance(base_url, str) else None
+        parts = urlsplit(base_url.strip()) if isinstance(base_url, str) else None
         is_one = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:  # brackets that do not close
-        is_one = False
-    if not is_one:
+        parts, is_one = None, False
+    if parts is None or not is_one or parts.query or parts.fragment:
         shown = visible(repr(base_url))
         raise ModelError(f'base_url must be the address of a server, such as "http://127.0.0.1:8000", not {shown}.')
-    return str(base_url).rstrip("/").removesuffix("/v1") + "/v1"
+    if "@" in parts.netloc:  # it would be in every table and message
+        raise ModelError("base_url holds a user name or a password. Give a password as `token` instead.")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/").removesuffix("/v1") + "/v1"
+
+
+def _require_terms(name: Any, timeout: Any, token: Any) -> None:
+    """Stop at what no request can say. The token itself is never shown. Raises ModelError."""
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"`name` is what the server calls its model, as text, not {name!r}.")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ModelError(f"`timeout` is in seconds, more than 0, not {timeout!r}.")
+    if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+        raise ModelError("`token` must be one line of plain letters and signs, or None.")
 
 
 def _request(url: str, name: str, prompt: str, limit: int, timeout: float, token: str | None, show: bool) -> Pass:
@@ -76,7 +92,11 @@ def _request(url: str, name: str, prompt: str, limit: int, timeout: float, token
         )
         text, times, usage = _listen(chunks, limit, show)
         total_s = time.perf_counter() - start
+    if usage is None and not times:
+        raise ModelError(f"{url} answers, but not with a stream as OpenAI's protocol has it. Check the address.")
     prompt_tokens, new_tokens = _counts(usage, url, prompt, limit, len(times))
+    if new_tokens and not text:
+        warn(f"{url} sent no text in {new_tokens:,} tokens: it may have spent all on reasoning. Ask for more tokens.")
     first_token_s = times[0] - start if times else math.nan
     speed = decoding_speed(times, new_tokens) if new_tokens > 1 else math.nan
     return Pass(text, prompt_tokens, new_tokens, first_token_s, total_s, speed)
@@ -103,17 +123,18 @@ def _counts(usage: Any, url: str, prompt: str, limit: int, pieces: int) -> tuple
 
 
 def _listen(chunks: Iterable[Any], limit: int, show: bool) -> tuple[str, list[float], Any]:
-    """The text, the moments at which pieces of it came (often one token each), and the server's count."""
+    """The text, the moments at which pieces came (often one token each), of reasoning too, and the server's count."""
     pieces, times, usage = [], [], None
     for chunk in chunks:
         require_wanted()
         usage = chunk.usage or usage
+        if any(getattr(choice.delta, kind, None) for choice in chunk.choices for kind in PIECES):
+            times.append(time.perf_counter())
         piece = "".join(choice.delta.content or "" for choice in chunk.choices)
         if piece:
-            times.append(time.perf_counter())
             pieces.append(piece)
             print(visible_text(piece) if show else "", end="", flush=show)
-        if len(pieces) > 2 * limit + 8:  # a server may cut tokens; the exact count comes at the end
+        if len(times) > 2 * limit + 8:  # a server may cut tokens; the exact count comes at the end
             raise OverLimitError(f"sent more than the {limit:,} tokens that it was asked for")
     if show:
         print()
@@ -140,6 +161,10 @@ def _told(error: Exception, url: str, name: str, timeout: float) -> ModelError:
         return ModelError(f"{url} cannot be reached: {brief(error)}. Is the server running, and is this its address?")
     if isinstance(error, HfHubHTTPError):
         status, words = error.response.status_code, brief(Exception(error.response.text or error))
-        step = "It needs its `token`." if status in (401, 403) else f"Ask it for its models' names: {url}/models."
+        step = f"Ask it for its models' names: {url}/models."
+        if status in (401, 403):
+            step = "It needs its `token`."
+        elif status == 429 or status >= 500:
+            step = "It is busy or at fault: try again later."
         return ModelError(f"{url} refused {visible(name)!r} ({status}): {words} {step}")
     return ModelError(f"{url} does not answer as an OpenAI-compatible server: {brief(error)}. Check the address.")

@@ -164,7 +164,7 @@ def _content(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> di
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """A table as JSON rows: its index, if that has a name, as a column; null for <NA> and NaN."""
-    flat = table.reset_index() if table.index.name else table
+    flat = table.reset_index(drop=table.index.name in table) if table.index.name else table
     rows = flat.rename(columns=RENAMED).to_json(orient="records", double_precision=15)
     return list(json.loads(rows))
 

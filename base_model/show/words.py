@@ -121,7 +121,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
     A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
     """
-    table = table.reset_index() if table.index.name else table
+    table = table.reset_index(drop=table.index.name in table) if table.index.name else table
     lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
     rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
     if len(table) and len(rules) >= 6 * len(table):

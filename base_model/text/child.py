@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def render(task: dict[str, Any]) -> str:
-    """The first `characters` of the conversation in the turns of the template."""
+    """The conversation in the turns of the template, which may add so many `characters`."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     conversation = [{"role": "user", "content": task["text"]}]
@@ -36,7 +36,10 @@ def render(task: dict[str, Any]) -> str:
     answer: Any = render_jinja_template(
         [conversation], chat_template=task["template"], add_generation_prompt=True, **task["tokens"]
     )
-    return str(answer[0][0][: task["characters"]])
+    rendered = str(answer[0][0])
+    if len(rendered) > len(task["text"]) + task["characters"]:
+        sys.exit(f"it turns {len(task['text']):,} characters into {len(rendered):,}")
+    return rendered
 
 
 def probe(task: dict[str, Any]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ IN_WORDS = "`text`, or `prompt` and `completion`, or `messages`"
 LONGEST_LINE = 16 * 2**20  # bytes; some four million tokens, more than any model reads at once
 LARGEST_ARRAY = 256 * 2**20  # bytes of a .json file that is one array, which `datasets` must read whole
 BLOCK = 2**20
+# How gzip, bzip2, xz, zip, zstandard and LZ4 begin: `datasets` would unpack them, whatever the name says.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 
 
 def example_data(chat: bool = True) -> Path:
@@ -93,6 +96,11 @@ def _require_file(path: Path) -> None:
         raise ModelError(f"There is no file {visible(str(path))}. Correct its name, or give another file.")
     if not path.stat().st_size:
         raise ModelError(f"{name_of(path)} is empty. Give a file with at least one example.")
+    if os.path.expandvars(path) != str(path) or "::" in str(path):
+        raise ModelError(f"{visible(str(path))} means another file to `datasets`, because of $ or ::. Rename it.")
+    with path.open("rb") as file:
+        if file.read(6).startswith(COMPRESSED):
+            raise ModelError(f"{name_of(path)} is compressed, whatever its name says. Unpack it first.")
 
 
 def _require_short_lines(path: Path) -> None:
@@ -125,6 +133,10 @@ def _long_line(path: Path) -> int | None:
     return None
 
 
+# What `datasets` says of a file without rows: of a .csv or .json, and of a .parquet.
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the library's own messages, and with its progress bar only where somebody watches."""
@@ -154,6 +166,8 @@ def watched() -> bool:
 
 def _fault(path: Path, error: Exception) -> str:
     """Where a file is broken: for JSON the line, else in the words of the library that gave up."""
+    if any(words in f"{error} {error.__cause__}" for words in NO_ROWS):
+        return "it holds no examples."
     where = _broken_line(path) if KINDS[path.suffix] == "json" else None
     return where or f"{brief(error.__cause__ or error)}."
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from base_model import ModelError, brief, format_bytes, is_fault, visible
+from base_model import ModelError, brief, format_bytes, is_fault, visible, warn
 from base_model.architecture.config import described
 from base_model.read.folder import read_json
 from base_model.read.limits import CHILD_BYTES, MAX_ADDED_TOKENS, MAX_PROMPT_CHARACTERS, MAX_TOKENS, TOKENIZER_SECONDS
@@ -52,10 +52,24 @@ def require_plain_settings(folder: Path) -> dict[str, Any]:
     return plain
 
 
+def require_text(text: object) -> None:
+    """Stop at a prompt that is no text, or none that can be written as UTF-8. Raises ModelError."""
+    if not isinstance(text, str):
+        raise ModelError(f"The text must be a str, not {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"The text holds {text[error.start : error.end]!r}, which is no character. Remove it."
+        ) from error
+
+
 def _require_few(name: str, content: dict[str, Any]) -> None:
     """Vocabularies within reason: transformers takes half a minute for three million words. Raises ModelError."""
     model = content.get("model")
     words = model if isinstance(model, dict) else {}
+    if isinstance(words.get("dropout"), float) and words["dropout"] > 0:
+        warn(f"{name} splits at random (dropout {words['dropout']:g}): the same text has other tokens each time.")
     counts = {
         "words": (words.get("vocab"), MAX_TOKENS),
         "rules to merge them": (words.get("merges"), MAX_TOKENS),
@@ -74,6 +88,7 @@ def require_tame(folder: Path, source: dict[str, str], text: str) -> None:
 
     `source` is its file (`tokenizer`) or its text (`json`). What was tried out in this process is not tried again.
     """
+    require_text(text)
     content = Path(source["tokenizer"]).read_bytes() if "tokenizer" in source else source["json"].encode()
     trial = sha256(content).hexdigest(), text[:MAX_PROMPT_CHARACTERS]
     if trial in _TAME:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import pandas as pd
 
 from base_model import ModelError, format_count, visible
 from base_model.architecture.config import is_tied
-from base_model.read.folder import TOKENIZER_FILES, names_in, read_config, read_json, readable_headers
+from base_model.read.folder import TOKENIZER_FILES, is_file, names_in, read_config, read_json, readable_headers
 from base_model.read.limits import TEMPLATE_SECONDS
 from base_model.read.tensors import tensor_table
-from base_model.text.tame import SAMPLE, faults_in_words, in_child, require_plain_settings, require_tame
+from base_model.text.tame import SAMPLE, faults_in_words, in_child, require_plain_settings, require_tame, require_text
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SETTINGS = "generation_config.json"
 MOST_FREE = 2_000, 0.1  # rows, and their share: models round their number up, by less than 2% where we looked
-_VOCABULARY = re.compile(r"\.(model|tiktoken|spm|vocab|bpe)$|^(vocab|merges|tokenizer\.model)")
+_VOCABULARY = re.compile(r"\.(model|tiktoken|spm|vocab|bpe)$|^(vocab|merges)\.(json|txt)$|^tokenizer\.model")
 
 
 def load_tokenizer(folder: Path, text: str = SAMPLE) -> Any:
@@ -53,8 +54,10 @@ def split(tokenizer: Any, text: str) -> list[int]:
 def _require_vocabulary(folder: Path, tokenizer: Any) -> None:
     """transformers makes an empty vocabulary up where a folder holds none. Raises ModelError."""
     wanted = {name for name in type(tokenizer).vocab_files_names.values() if isinstance(name, str)}
-    there = set(names_in(folder))
-    if wanted and there.isdisjoint(wanted.union(TOKENIZER_FILES)) and not any(map(_VOCABULARY.search, there)):
+    there = {name for name in names_in(folder) if is_file(folder / name)}
+    absent = there.isdisjoint(wanted.union(TOKENIZER_FILES)) and not any(map(_VOCABULARY.search, there))
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    if wanted and (absent or len(tokenizer) <= len(special)):
         raise ModelError(
             f"{folder} holds no vocabulary ({', '.join(sorted(wanted))}): transformers would make one up. Download it."
         )
@@ -85,12 +88,21 @@ def require_tame_template(tokenizer: Any, seconds: float = TEMPLATE_SECONDS) -> 
 
 
 def render_prompt(tokenizer: Any, text: str, seconds: float = TEMPLATE_SECONDS) -> str:
-    """`text` as the model gets it: in the turns of the chat template, or unchanged where there is none."""
+    """`text` as the model gets it: in the turns of the chat template, or unchanged where there is none.
+
+    In a process of its own: a template may run away on one prompt and not on another. Raises ModelError.
+    """
+    require_text(text)
     template = _default_template(tokenizer.chat_template)
     if not template:
         return text
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    done = in_child({"template": template, "text": text, "tokens": tokens, "seconds": seconds})
+    return _rendered(template, text, tuple(tokens.items()), seconds)
+
+
+@lru_cache(maxsize=64)
+def _rendered(template: str, text: str, tokens: tuple[tuple[str, str], ...], seconds: float) -> str:
+    done = in_child({"template": template, "text": text, "tokens": dict(tokens), "seconds": seconds})
     if done.returncode:
         fault = "ran too long" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
         raise ModelError(f"The chat template does not work: {visible(fault)}. Download the tokenizer's files again.")
@@ -98,8 +110,13 @@ def render_prompt(tokenizer: Any, text: str, seconds: float = TEMPLATE_SECONDS) 
 
 
 def _default_template(template: Any) -> Any:
-    """A tokenizer may carry several templates by name; `default` is the one that is used."""
-    return template.get("default", next(iter(template.values()), None)) if isinstance(template, dict) else template
+    """A tokenizer may carry several templates by name; `default` is the one that is used. Raises ModelError."""
+    if not isinstance(template, dict) or not template:
+        return template or None
+    if "default" not in template:
+        names = ", ".join(visible(str(name)) for name in template)
+        raise ModelError(f"The chat templates have the names {names}, and transformers takes `default`. Name one so.")
+    return template["default"]
 
 
 def tokenizer_facts(folder: Path, text: str = SAMPLE) -> pd.DataFrame:

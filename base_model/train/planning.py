@@ -238,7 +238,7 @@ def try_training(model: str | Path, row: Any, data: Any = None, steps: int = 3) 
     choice = choices.choice_of(row)
     if not is_complete(local_folder(model)):
         raise not_here(model)
-    return trial.try_training(_config(model), choice, *_source(model), data, steps)
+    return trial.try_training(_config(model), choice, *_source(model), local_folder(model), data, steps)
 
 
 def _source(model: str | Path) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from base_model import ModelError, format_bytes, require_whole, visible, warn
 from base_model.plan.machine import this_machine
 from base_model.scratch import scratch_folder
 from base_model.text.data import read_data, watched
+from base_model.text.lengths import text_lengths
 from base_model.train.gpus import CPU
 from base_model.train.methods import adapter_of, packing_of
 from base_model.train.script import write_script
@@ -31,13 +32,20 @@ LEAST = 3  # steps: the first warms up, the last may be listened to, and one bet
 HELD_OUT = 12  # texts at least beyond those that are trained on: the script holds out one in ten
 
 
-def try_training(config: Any, choice: Choice, model: str, revision: str | None, data: Any, steps: int) -> pd.DataFrame:
-    """The table of `compared` for a run in a folder that is gone afterwards. Raises ModelError."""
+def try_training(
+    config: Any, choice: Choice, model: str, revision: str | None, folder: Path, data: Any, steps: int
+) -> pd.DataFrame:
+    """The table of `compared` for a run in a folder that is gone afterwards. Raises ModelError.
+
+    `folder` is where the model lies, as `text_lengths` reads it.
+    """
     require_whole("steps", steps, LEAST)
     here = precision_here(choice)
     _require_room(planned(config, choice, here, choice.batch, choice.tokens), here)
     with scratch_folder() as place:
         rows = _texts(config, choice, steps) if data is None else _sample(data, choice.batch * steps)
+        if data is not None:
+            text_lengths(folder, rows, choice.tokens)  # first where a template can do no harm
         script = write_script(config, choice, model, revision, place / "run", rows)
         return compared(config, choice, run_script(script, steps))
 

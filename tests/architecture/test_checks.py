@@ -76,3 +76,16 @@ def test_a_swapped_tensor_name_is_found_though_the_counts_agree(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.warns(mt.ModelWarning, match=r"not compared with the architecture.*no config\.json"):
         assert failing(tmp_path) == ["model-00001-of-00001.safetensors: tensors"]
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "minimax"])
+def test_buffers_that_are_stored_are_no_parameters_too_many(kind, tmp_path):
+    """The corrections of DeepSeek-V3's router and MiniMax's decays lie in the files, and are not parameters."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.plan.test_inference import config_of
+
+    AutoModelForCausalLM.from_config(config_of(kind)).save_pretrained(tmp_path)
+    table = mt.check_model(tmp_path).set_index("check")
+    assert table.loc["architecture: parameters", "match"]
+    assert table.loc["architecture: active parameters per token", "match"]

@@ -155,7 +155,7 @@ def test_the_limit_beside_the_run(run, monkeypatch):
     two = pd.concat([table.assign(device="xpu"), table])
     assert mt.limits_in_words(two) == f"{words.replace('cpu', 'xpu')} {words}"  # in the table's order
     labels = [text.get_text() for text in mt.plot_limits(table).texts if text.get_gid() is None]
-    assert labels == ["16.0 of 32.0 tokens/s, 50.0%", "8.0 of 32.0 tokens/s, 25.0%"]
+    assert labels == ["16 of 32 tokens/s, 50.0%", "8 of 32 tokens/s, 25.0%"]
     readable = mt.readable(table)
     assert readable.loc[0, ["read_bytes", "share"]].tolist() == ["256.00 MiB", "50.0%"]
 

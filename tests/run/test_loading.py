@@ -1,5 +1,9 @@
 """Loading says nothing where it is quick, and leaves transformers' settings as they were."""
 
+import shutil
+
+import pytest
+
 import model_tools as mt
 from base_model.run import loading
 
@@ -18,3 +22,25 @@ def test_bars_wait_three_seconds_and_go_when_they_are_full():
         options = logging._tqdm_hook(lambda *_, **options: options, (), {"desc": "Loading weights"})
     assert options["delay"] == 3 and options["leave"] is False and options["desc"] == "Loading weights"
     assert logging._tqdm_hook is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"eos_token_id": [25],', "generation_config.json is not valid JSON"),
+        ('{"bos_token_id": "x"}', "'x' as bos_token_id"),
+        ('{"pad_token_id": 18446744073709551616}', "as pad_token_id"),
+        ('{"eos_token_id": [2, -1]}', "-1 as eos_token_id"),
+    ],
+)
+def test_special_tokens_that_are_none_are_told(text, words, toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    (tmp_path / "toy" / "generation_config.json").write_text(text)
+    with pytest.raises(mt.ModelError, match=words):
+        mt.load_model(tmp_path / "toy")
+
+
+def test_no_end_of_text_is_no_fault(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    (tmp_path / "toy" / "generation_config.json").write_text('{"eos_token_id": []}')
+    assert mt.load_model(tmp_path / "toy")[0].generation_config.eos_token_id is None

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 import model_tools as mt
 from base_model.hub import limits
+from base_model.run import served as room
 from base_model.run.tuned import answers
 from tests import hub_stand_in, openai_stand_in
 from tests.child import environment
@@ -145,6 +146,8 @@ def test_what_is_sent_is_like_for_like_and_no_secret(monkeypatch):
     [
         ("unknown", r"refused 'toy' \(404\): .*The answer is unknown.*/v1/models"),
         ("locked", r"refused 'toy' \(401\).*`token`"),
+        ("busy", r"\(429\).*try again later"),
+        ("down", r"\(503\).*try again later"),
         ("silent", r"(did not answer for|not sent a whole answer after) 0\.5 s.*timeout"),
         ("html", "not answer as an OpenAI-compatible server"),
         ("uncounted", "without `usage`"),
@@ -164,7 +167,8 @@ def test_no_server_at_all():
 
 
 @pytest.mark.parametrize(
-    "address", [None, 8000, "", "nonsense", "127.0.0.1:8000", "http://[", "ftp://x", "http://", "\x1b"]
+    "address",
+    [None, 8000, "", "nonsense", "127.0.0.1:8000", "http://[", "ftp://x", "http://", "\x1b", "http://h/v1?x=1"],
 )
 def test_what_is_no_address_is_told_before_a_request(address):
     with pytest.raises(mt.ModelError, match="base_url must be the address of a server") as caught:
@@ -228,6 +232,38 @@ def test_a_count_below_what_came_is_warned_of():
     with OpenAIStandIn(usage={"completion_tokens": 1}) as server, pytest.warns(mt.ModelWarning, match="in 3 pieces"):
         run = mt.generate_served(server.url, "toy", PROMPT, 3, runs=1)
     assert run.new_tokens == 1 and math.isnan(run.tokens_per_s)
+
+
+def test_reasoning_takes_time_and_is_no_text(monkeypatch):
+    """As vLLM sends it with a parser for reasoning: its tokens are counted, so they must be timed, too."""
+    clock = iter(range(100))
+    monkeypatch.setattr(room.time, "perf_counter", lambda: next(clock))
+    pieces = [{"reasoning_content": "hm"}] * 3 + ["Hi"] * 2
+    with OpenAIStandIn(pieces=pieces) as server:
+        run = mt.generate_served(server.url, "toy", PROMPT, 5, runs=1)
+    assert (run.text, run.new_tokens, run.tokens_per_s) == ("HiHi", 5, 1.0)
+    with OpenAIStandIn(pieces=pieces[:3]) as server, pytest.warns(mt.ModelWarning, match="spent all on reasoning"):
+        assert mt.generate_served(server.url, "toy", PROMPT, 3, runs=1).text == ""
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated():
+    with pytest.raises(mt.ModelError, match="as `token` instead") as caught:
+        mt.generate_served("http://bob:secret@127.0.0.1:9", "toy", PROMPT, 3)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"timeout": 0}, "more than 0"), ({"timeout": math.nan}, "more than 0"), ({"timeout": None}, "more than 0"),
+        ({"timeout": math.inf}, "more than 0"), ({"name": 5}, "what the server calls"), ({"prompt": None}, "must be a str"),
+        ({"prompt": "\ud800"}, "no character"), ({"token": "s3\ncret"}, "one line of plain letters"),
+    ],
+)  # fmt: skip
+def test_what_no_request_can_say_is_told_before_one(terms, words):
+    with pytest.raises(mt.ModelError, match=words) as caught:
+        mt.generate_served(**{"base_url": "http://127.0.0.1:9", "name": "toy", "prompt": PROMPT} | terms)
+    assert "cret" not in str(caught.value)
 
 
 def test_what_a_server_says_cannot_steer_the_terminal(capsys):

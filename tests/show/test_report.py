@@ -243,6 +243,18 @@ def test_a_file_that_was_changed_since_stays(name, save, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("more", [{"runs": 5}, [1], {5: pd.DataFrame()}])
+def test_what_is_no_table_is_told(more, toy, tmp_path):
+    with pytest.raises(mt.ModelError, match="`more`"):
+        mt.write_report(toy, tmp_path, more)
+
+
+def test_an_index_that_is_a_column_too_is_written_once():
+    table = pd.DataFrame({"a": [1]}, index=pd.Index([1], name="a"))
+    assert mt.markdown_table(table).splitlines()[0] == "| a |"
+    assert report._rows(table) == [{"a": 1}]
+
+
 def test_a_report_gives_way_to_another_models(save, tmp_path):
     save(tmp_path / "a")
     save(tmp_path / "a", "another")

@@ -1,5 +1,8 @@
 """What is no training data: each refused with where and what to do, and nothing of it executed, sent or left behind."""
 
+import bz2
+import gzip
+import lzma
 import os
 import subprocess
 import sys
@@ -49,6 +52,28 @@ def test_a_folder_and_a_pipe_are_no_files(refused, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "There is no file" in refused(tmp_path / "folder.jsonl")
     assert "There is no file" in refused(tmp_path / "pipe.jsonl")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_what_is_compressed_is_not_unpacked(refused, tmp_path, suffix, pack):
+    (tmp_path / f"data.{suffix}").write_bytes(pack(b'{"text": "a"}\n'))
+    assert f"data.{suffix} is compressed" in refused(tmp_path / f"data.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["$WHO.jsonl", "${WHO}.jsonl", "a::b.jsonl"])
+def test_a_name_that_means_another_file(refused, tmp_path, name, monkeypatch):
+    monkeypatch.setenv("WHO", "joe")
+    write_lines(tmp_path / name, [{"text": "a"}])
+    write_lines(tmp_path / "joe.jsonl", [{"text": "b"}] * 7)
+    assert "Rename it" in refused(tmp_path / name)
+
+
+def test_a_parquet_file_without_rows(refused, tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "a.parquet")
+    assert "a.parquet cannot be read: it holds no examples" in refused(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])

@@ -1,6 +1,7 @@
 """Facts about a tokenizer, a prompt in its template, and texts as tokens, in a table and drawn."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -69,6 +70,50 @@ def test_the_longest_input_is_a_number_that_means_something(limit, words, toy, t
     path = tmp_path / "toy" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
     assert facts(tmp_path / "toy")["longest input"] == words
+
+
+@pytest.mark.parametrize("text", [None, b"x", ["a"], "\ud800"])
+@pytest.mark.parametrize("function", [mt.show_tokens, mt.show_prompt, mt.draw_tokens, mt.describe_tokenizer])
+def test_what_is_no_text_is_told(function, text, toy):
+    with pytest.raises(mt.ModelError, match=r"must be a str|no character"):
+        function(toy, text)
+
+
+def test_templates_with_names_of_which_none_is_the_default(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    (tmp_path / "toy" / "chat_template.jinja").unlink()
+    path = tmp_path / "toy" / "tokenizer_config.json"
+    named = [{"name": "rag", "template": "{{ messages[0].content }}"}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    with pytest.raises(mt.ModelError, match="have the names rag, and transformers takes `default`"):
+        mt.show_prompt(tmp_path / "toy", "Hi")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.symlink_to("/nonexistent/vocab.txt"),
+        os.mkfifo,
+        lambda path: path.with_name("vocab_notes.md").touch(),
+        lambda path: path.write_text("[UNK]"),
+    ],
+)
+def test_a_vocabulary_that_would_be_made_up_is_told(make, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    make(tmp_path / "vocab.txt")
+    with pytest.raises(mt.ModelError, match="holds no vocabulary"):
+        mt.describe_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_splits_at_random_is_told(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy")
+    path = tmp_path / "toy" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.warns(mt.ModelWarning, match=r"splits at random \(dropout 0.5\)"):
+        mt.show_tokens(tmp_path / "toy", "Hello")
 
 
 def test_tokens_per_word_of_a_text_of_ones_own(toy):

@@ -96,6 +96,25 @@ def test_the_work_has_4_gib_beyond_what_its_process_has(monkeypatch):
     assert soft == hard == pytest.approx(taken + 4 * 2**30, abs=2**26)
 
 
+@pytest.mark.parametrize(
+    "trap", ["{{ text * 30000000 }}", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"]
+)
+def test_a_template_that_runs_away_on_one_prompt_only(trap, toy, tmp_path):
+    """Each prompt is rendered first where it can do no harm, whatever is made of it afterwards."""
+    shutil.copytree(toy, tmp_path / "toy")
+    text = "{% set text = messages[0].content %}{% if text|length > 40 %}" + trap + "{% endif %}{{ text }}"
+    (tmp_path / "toy" / "chat_template.jinja").write_text(text)
+    model, tokenizer = mt.load_model(tmp_path / "toy")
+    assert mt.generate_manually(model, tokenizer, "short", 1, runs=1).new_tokens == 1
+    for method in (mt.generate_manually, mt.generate_with_pipeline):
+        with pytest.raises(mt.ModelError, match="The chat template does not work"):
+            method(model, tokenizer, "a prompt of more than forty characters, as most are", 1)
+
+
+def test_a_long_prompt_is_shown_whole(toy):
+    assert len(mt.show_prompt(toy, "x" * 200_000)) > 200_000
+
+
 def test_a_bomb_in_ones_own_text_is_refused(folder):
     """The trap is set for a letter that no page of ours holds."""
     change(folder, **replacing("ß", 45))
