@@ -23,7 +23,7 @@ from base_model.show.saving import reason, write_whole
 NOTEBOOK = CHECKOUT / "base_model_visualize.ipynb"
 RUNS = Path("runs")
 PAGE = "report.html"
-DOT = re.compile(r"(?<=\w)\.(?=\w)")
+DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")  # of a name, not of a number
 JOINT = re.compile(r"((?<=[A-Za-z_)])\.|[(=/])(?=[A-Za-z_'])")  # of a name or a call
 SHORT = 16  # letters of a cell: "1,200 tokens/s", "(128256, 3072)"
 WRITTEN = ".written.json"  # in the folder of a run: {file: SHA-256} of what this module wrote there
