@@ -58,13 +58,12 @@ def plot_recommendation(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes"
     table = table.assign(memory=table["least_bytes"].astype(float) / GIB, speed=speeds.fillna(0).astype(float))
     _in_rows(ax, table) if in_rows else _by_speed(ax, table)
     title(ax, _finding(table))
-    subtitle(ax, IN_ROWS if in_rows else BY_SPEED)
+    subtitle(ax, DRAWN)
     ax.set(xlabel="memory at the peak of a training step with one text (GiB)")
     return ax
 
 
-IN_ROWS = "Memory with one text, with checkpointing (disc) or without (ring); best speed, published accuracy"
-BY_SPEED = "Each method with checkpointing (disc) and without (ring); in brackets its published accuracy"
+DRAWN = "Each method with checkpointing (disc) and without (ring), and its published accuracy; dotted: common cards"
 GAP = 0.075  # of the height: as close as two labels may come
 
 
@@ -78,13 +77,14 @@ def _in_rows(ax: "Axes", table: pd.DataFrame) -> None:
     ax.set_xlim(0, max(ends) * 1.05)
     label_bars(ax, [end + max(ends) / 60 for end in ends], map(_pair_in_words, groups))
     mark_cards(ax)
+    _mark_room(ax, table)
 
 
 def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
     """Memory and speed as axes; the names in a column at the right, each joined to its method's faster point."""
     for _, pair in table.groupby("method", sort=False):
         _pair(ax, pair, pair["memory"], pair["speed"])
-    ax.set(ylabel="tokens/s at the largest batch that fits", ylim=(0, table["speed"].max() * 1.12))
+    ax.set(ylabel="tokens/s at each method's batch", ylim=(0, table["speed"].max() * 1.12))
     ax.set_xlim(0, table["memory"].max() * 1.05)
     ax.yaxis.set_major_formatter("{x:,.10g}")
     mark_cards(ax)
@@ -117,7 +117,8 @@ def _pair(ax: "Axes", pair: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
     colour = method_colour(str(pair["method"].iloc[0]))
     ax.plot(x, y, color=colour, linewidth=2, alpha=0.6, zorder=2)
     faces = [colour if checkpointing else PAPER for checkpointing in pair["checkpointing"]]
-    ax.scatter(x, y, s=70, c=faces, edgecolors=colour, linewidths=2, zorder=3, clip_on=False)
+    sizes = [40 if checkpointing else 90 for checkpointing in pair["checkpointing"]]  # a ring shows behind a disc
+    ax.scatter(x, y, s=sizes, c=faces, edgecolors=colour, linewidths=2, zorder=3, clip_on=False)
 
 
 def _pair_in_words(pair: pd.DataFrame) -> str:

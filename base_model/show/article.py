@@ -46,6 +46,7 @@ def article(notebook: Any, model: str) -> Any:
     cells = [cell for cell in cells if cell.cell_type == "markdown" or cell.get("outputs")]
     notebook.cells = _summary_first(cells)
     notebook.metadata.verdict = _take_verdict(notebook.cells)
+    _leave_out_answer(notebook.cells)
     _number_sections(notebook)
     _number_outputs(notebook, model)
     return notebook
@@ -74,6 +75,14 @@ def _take_verdict(cells: list[Any]) -> str:
                 cell.outputs.remove(output)
                 return text
     return ""
+
+
+def _leave_out_answer(cells: list[Any]) -> None:
+    """The first point of the summary, which the top of the page has said already."""
+    for output in (output for cell in cells if SUMMARY in cell.metadata.get("tags", []) for output in cell.outputs):
+        text = str(output.get("data", {}).get("text/markdown", ""))
+        if text.startswith("- **The answer.**"):
+            output.data["text/markdown"] = text.partition("\n")[2]
 
 
 def _heading(cell: Any) -> str:

@@ -133,7 +133,7 @@ def _largest_adapter(plan: pd.DataFrame) -> str:
     if known.empty:
         return "Trainable parameters"
     most = known.iloc[-1]
-    return f"No adapter trains more than {most['share']:.2%} of the parameters"
+    return f"The largest adapter trains {most['share']:.2%} of the parameters"
 
 
 def _adapter_label(row: Any) -> str:
@@ -160,7 +160,7 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     mark_cards(ax)
     size = f", {plan['batch'].iloc[0]} x {plan['tokens'].iloc[0]:,} tokens" if "tokens" in plan and len(plan) else ""
     title(ax, _lightest(whole))
-    subtitle(ax, f"What is in memory at the fullest moment of a training step{size}")
+    subtitle(ax, f"What is in memory at the fullest moment of a training step{size}; dotted lines are common cards")
     ax.set(xlabel="memory (GiB)")
     legend(ax)
     return ax
@@ -253,7 +253,10 @@ def plot_ladder(ladder: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     best = ladder.loc[known.idxmin(), "change"] if len(known) and known.min() < 0 else None
     mark_cards(ax)
     title(ax, f"{_capital(best)} saves most" if best else "No change saves memory")
-    subtitle(ax, f"The peak of a step with one setting changed{_size_of(ladder)}; the dashed line is TRL's defaults")
+    subtitle(
+        ax,
+        f"The peak of a step with one setting changed{_size_of(ladder)}; dashed: TRL's defaults, dotted: common cards",
+    )
     ax.set(xlabel="memory at the peak of a training step (GiB)")
     return ax
 

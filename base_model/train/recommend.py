@@ -43,8 +43,9 @@ def recommend(
     """
     require_whole("tokens", tokens, least=2)
     require_whole("devices", devices, most=MOST_DEVICES)
-    steps = MOST_BATCH if examples is None else examples // (FEWEST_STEPS * devices)
-    most = min(MOST_BATCH, max(steps, 1))
+    # The last step of an epoch may be a smaller one.
+    most = MOST_BATCH if examples is None else (examples - 1) // ((FEWEST_STEPS - 1) * devices)
+    most = min(MOST_BATCH, max(most, 1))
     tried = [
         Search(config, place, method, checkpointing, tokens, devices, most)
         for method in METHODS

@@ -231,7 +231,7 @@ def test_a_title_tells_of_all_rows_and_not_only_of_those_drawn():
     grown = tables[mt.plot_adapters][0].assign(
         trainable=range(1, MANY + 1), share=[n / 1e5 for n in range(1, MANY + 1)]
     )
-    assert "no adapter trains more than 10.00%" in mt.plot_adapters(grown).get_title(loc="left").lower()
+    assert "the largest adapter trains 10.00%" in mt.plot_adapters(grown).get_title(loc="left").lower()
 
 
 def test_a_layer_that_claims_to_be_the_billionth_takes_no_memory():

@@ -256,7 +256,7 @@ def test_an_epoch_of_the_data_keeps_some_steps(toy, monkeypatch):
     monkeypatch.setattr(room, "METHODS", METHODS[2:3])
     place = places.Place("a card", 2**34, None)
     table = room.recommend(read_architecture(toy), place, 64, examples=100)
-    assert set(table["batch"]) == {100 // room.FEWEST_STEPS}
+    assert set(table["batch"]) == {99 // 15}
     assert table["why"].str.contains("fewer than 16 steps").all()
     assert set(room.recommend(read_architecture(toy), place, 64, devices=4, examples=100)["batch"]) == {1}
 
