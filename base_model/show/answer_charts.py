@@ -18,6 +18,7 @@ from base_model.show.charts import (
     bars,
     drawable,
     first_rows,
+    is_narrow,
     label_bars,
     mark_cards,
     name_rows,
@@ -89,7 +90,9 @@ def _by_speed(ax: "Axes", table: pd.DataFrame) -> None:
     ax.yaxis.set_major_formatter("{x:,.10g}")
     mark_cards(ax)
     _mark_room(ax, table)
-    named = table.sort_values("speed", kind="stable").drop_duplicates("method", keep="last")
+    # Of two without a speed, the lower name is that of the right one: threads do not run through points.
+    named = table.sort_values(["speed", "memory"], ascending=[True, False], kind="stable")
+    named = named.drop_duplicates("method", keep="last")
     heights = spread((named["speed"] / ax.get_ylim()[1]).tolist(), GAP)
     place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
     for row, height in zip(named.itertuples(), heights, strict=True):
@@ -108,8 +111,10 @@ def _mark_room(ax: "Axes", table: pd.DataFrame) -> None:
             return
         ax.axvline(room, color=INK, linewidth=1.2, zorder=1)
         beside: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "bbox": PLATE}
-        # beyond it nothing fits, so the label meets no point
-        ax.annotate(f"fits up to {room:.1f} GiB", (room, 0.1), xytext=(4, 0), rotation=90, va="bottom", **beside)
+        # Beyond it nothing fits, so that the label meets no point; on a narrow figure it lies below them.
+        beside |= {"rotation": 0, "fontsize": 8} if is_narrow(ax) else {"rotation": 90}
+        height = 0.0 if is_narrow(ax) else 0.1
+        ax.annotate(f"fits up to {room:.1f} GiB", (room, height), xytext=(4, 1), va="bottom", **beside)
 
 
 def _pair(ax: "Axes", pair: pd.DataFrame, x: pd.Series, y: pd.Series) -> None:
