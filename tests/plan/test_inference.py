@@ -332,7 +332,7 @@ def test_every_gpu_is_a_row(monkeypatch):
 
 def test_loading_warns_before_the_weights_are_read(toy, monkeypatch):
     monkeypatch.setattr(machine, "usable_bytes", lambda device: 100_000)
-    with pytest.warns(mt.ModelWarning, match=r"weights take 105\.12 KiB, cpu has 97\.66 KiB free"):
+    with pytest.warns(mt.ModelWarning, match=r"weights take 105\.12 KiB; cpu has 97\.66 KiB free"):
         mt.load_model(toy)
     assert not model_warnings(lambda: mt.load_model(toy, dtype="bfloat16"))
 
