@@ -6,7 +6,7 @@ import pytest
 import model_tools as mt
 from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.architecture.experts import active_parameters, experts_of
-from tests.folders import toy_tokenizer, write_replica
+from tests.folders import toy_tokenizer, write_replica, write_tensors
 from tests.plan.test_inference import EXPERTS, LATENT, LINEAR, SMALL, config_of
 
 B = 10**9
@@ -196,3 +196,9 @@ def test_experts_without_a_word_on_how_many_read_a_token(tmp_path):
         assert pd.isna(mt.compare_models([tmp_path])["active"].iloc[0])
     with pytest.warns(mt.ModelWarning, match="how many of the 4 experts each token uses"):
         assert mt.check_model(tmp_path)["match"].all()
+
+
+@pytest.mark.filterwarnings("ignore::base_model.ModelWarning")  # there is no config.json
+def test_the_dtype_of_most_bytes_is_named_first(tmp_path):
+    write_tensors(tmp_path / "model.safetensors", {"a": ("F32", (4,)), "b": ("BF16", (100,)), "c": ("F16", (10,))})
+    assert list(mt.compare_models([tmp_path])["dtype"]) == ["BF16, F16, F32"]
