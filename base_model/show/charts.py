@@ -85,7 +85,7 @@ def drawable(table: pd.DataFrame, source: str, *columns: str) -> pd.DataFrame:
 def _is_odd(name: str, column: pd.Series) -> bool:
     """Whether a column of numbers holds anything else."""
     is_number = name in NUMBERS or name.endswith(("_bytes", "_share", "_s"))
-    return is_number and len(column) > 0 and pd.to_numeric(column, errors="coerce").isna().sum() > column.isna().sum()
+    return is_number and pd.to_numeric(column, errors="coerce").isna().sum() > column.isna().sum()
 
 
 def first_rows(table: pd.DataFrame, ax: "Axes") -> pd.DataFrame:
@@ -351,10 +351,9 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else max(place, 0.0))
-    over = max(moved[-1] - 1, 0.0) if moved else 0.0
     for number in range(len(moved) - 1, -1, -1):  # what has left at the top is pushed back, and pushes others
         most = 1.0 if number == len(moved) - 1 else moved[number + 1] - gap
-        moved[number] = min(moved[number], most) if over else moved[number]
+        moved[number] = min(moved[number], most)
     return moved
 
 

@@ -128,6 +128,8 @@ def test_an_absent_device_lists_those_present(toy):
     assert mt.available_devices()[0] == "cpu"
     with pytest.raises(mt.ModelError, match=r"no device 'tpu'.*cpu"):
         mt.load_model(toy, device="tpu")
+    with pytest.raises(mt.ModelError, match="no device 'cpu:1'"):
+        mt.load_model(toy, device="cpu:1")
 
 
 def test_an_incomplete_folder_is_not_loaded(toy, tmp_path):

@@ -1,6 +1,7 @@
 """The chart of lengths: what stands where, and what its title says."""
 
 import pandas as pd
+import pytest
 
 import model_tools as mt
 
@@ -31,6 +32,12 @@ def test_what_is_lost_has_a_colour_of_its_own():
     assert {bar.get_facecolor() for bar in beyond}.isdisjoint(bar.get_facecolor() for bar in ax.patches[: -len(beyond)])
     assert lines(ax) == [30, 100, 140]
     assert ax.get_title(loc="left") == "At 100 tokens, 1 of 5 examples loses 13.3% of all tokens"
+
+
+@pytest.mark.parametrize(("most", "said"), [(19, True), (20, False)])
+def test_only_what_is_cut_is_grey(most, said):
+    ax = mt.plot_lengths(lengths([10, 20], most=most))
+    assert any("grey beyond the cut" in text.get_text() for text in ax.texts) == said
 
 
 def test_a_limit_far_beyond_is_told_and_not_drawn():

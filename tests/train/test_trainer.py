@@ -92,7 +92,11 @@ def test_the_plan_is_what_a_real_run_takes(adapter, arguments, trainer, wide_toy
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [({"devices": 1025}, "to 1,024"), ({"args": {"gradient_accumulation_steps": 10_001}}, "to 10,000")],
+    [
+        ({"devices": 1025}, "to 1,024"),
+        ({"args": {"gradient_accumulation_steps": 10_001}}, "to 10,000"),
+        ({"args": {"fsdp": True}}, "FSDP on one device"),
+    ],
 )
 def test_more_than_can_be_planned_is_refused_at_once(toy, more, words):
     import model_tools as mt
