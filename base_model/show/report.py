@@ -21,7 +21,7 @@ from base_model.show.plan_charts import plot_adapters, plot_ladder, plot_memory,
 from base_model.show.run_charts import plot_limits, plot_runs
 from base_model.show.saving import reason, write_whole
 from base_model.show.sentences import best_rows
-from base_model.show.words import compare_runs, escape, markdown_table, takeaways
+from base_model.show.words import compare_runs, escape, flat, markdown_table, takeaways
 
 SCHEMA = "base_model_visualize/report/1"  # the number grows when a name or a meaning changes
 UNITS = {
@@ -164,8 +164,7 @@ def _content(model: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> di
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """A table as JSON rows: its index, if that has a name, as a column; null for <NA> and NaN."""
-    flat = table.reset_index(drop=table.index.name in table) if table.index.name else table
-    rows = flat.rename(columns=RENAMED).to_json(orient="records", double_precision=15)
+    rows = flat(table).rename(columns=RENAMED).to_json(orient="records", double_precision=15)
     return list(json.loads(rows))
 
 

@@ -116,12 +116,17 @@ def in_units(checks: pd.DataFrame) -> pd.DataFrame:
     return words
 
 
+def flat(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its index as a column, if it has a name, and there is no such column."""
+    return table.reset_index(drop=table.index.name in table) if table.index.name else table
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
 
     A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
     """
-    table = table.reset_index(drop=table.index.name in table) if table.index.name else table
+    table = flat(table)
     lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
     rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
     if len(table) and len(rules) >= 6 * len(table):

@@ -71,15 +71,7 @@ def planned_run(
     Raises ModelError for arguments that contradict each other, that the libraries refuse or that are not planned.
     """
     kind, given = _given(args, trainer)
-    wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
-    if devices > 1:
-        wanted.pop("fsdp", None)
-    if wanted:
-        raise ModelError(f"{' and '.join(wanted.values())} cannot be planned: leave out {', '.join(wanted)}.")
-    if given.get("bf16") and given.get("fp16"):
-        raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
-    if given.get("activation_offloading") and given.get("use_cpu"):
-        raise ModelError("activation_offloading moves activations off a card, and use_cpu has none. Leave one out.")
+    _require_planned(given, devices)
     cuda, half = not given.get("use_cpu", False), bool(given.get("fp16"))
     ready = given | UNDONE | {"use_cpu": True, "output_dir": folder}
     if devices > 1:
@@ -102,6 +94,19 @@ def planned_run(
     _require_packable(made, trl, load)
     _require_fsdp2(made)
     return Run(made, trl, cuda, half, int(length), devices, accumulation, load, prepared)
+
+
+def _require_planned(given: dict[str, Any], devices: int) -> None:
+    """Stop at arguments that are not planned, or that contradict each other. Raises ModelError."""
+    wanted = {name: what for name, what in UNPLANNED.items() if given.get(name)}
+    if devices > 1:
+        wanted.pop("fsdp", None)
+    if wanted:
+        raise ModelError(f"{' and '.join(wanted.values())} cannot be planned: leave out {', '.join(wanted)}.")
+    if given.get("bf16") and given.get("fp16"):
+        raise ModelError("bf16 and fp16 contradict each other: autocast has one dtype. Set one of them.")
+    if given.get("activation_offloading") and given.get("use_cpu"):
+        raise ModelError("activation_offloading moves activations off a card, and use_cpu has none. Leave one out.")
 
 
 def _sharded(given: dict[str, Any]) -> dict[str, Any]:
