@@ -76,6 +76,7 @@ class _Notes(logging.Handler):
         self.said = list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Add one warning, with its arguments in place."""
         self.said.append(record.getMessage())
 
 

@@ -198,6 +198,7 @@ def recommend(
     lengths = text_lengths(model, data, max_length=tokens)
 
     def epoch(batch: int) -> float:
+        """Tokens of one epoch at this batch, padding included."""
         return batch_tokens(lengths, batch).mean * len(lengths)
 
     return recommendation.recommend(config, place, max(2, batch_tokens(lengths).longest), devices, epoch, len(lengths))

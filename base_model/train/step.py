@@ -136,6 +136,7 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             """Nothing is sent."""
 
         def get_train_dataloader(self) -> list[Any]:
+            """The micro-batches that are run; the others lie on the device too, since the trainer fetches all first."""
             made = _collated(self.data_collator, example, run)
             self.all_batches = [_without_values(made) for _ in range(run.accumulation)]  # they wait on the device
             return self.all_batches[: self.args.gradient_accumulation_steps]
@@ -150,6 +151,7 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             return prepared
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            """The trainer's own; the second stands for all that are left out, too."""
             left_out = run.accumulation - self.args.gradient_accumulation_steps
             ledger.times = 1 + left_out if next(steps) == 2 else 1
             with ledger.making("activations", "forward"):
@@ -159,6 +161,7 @@ def _planned(kind: type, run: Run, ledger: "Ledger", example: dict[str, list[int
             return loss
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            """The trainer's own, after which the backward pass begins."""
             loss = super().compute_loss(*args, **kwargs)
             ledger.moment = "backward"
             return loss
