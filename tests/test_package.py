@@ -33,7 +33,13 @@ def wheel(tmp_path_factory):
 def test_it_holds_every_module_template_and_table(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "base_model").rglob("*.py")} | {"model_tools.py"}
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "base_model/show/report_page").iterdir()}
-    data = ("train/gpus.csv", "train/published_runs.csv", "data/questions.jsonl", "data/questions_plain.jsonl")
+    data = (
+        "train/gpus.csv",
+        "train/published_runs.csv",
+        "train/measured_runs.csv",
+        "data/questions.jsonl",
+        "data/questions_plain.jsonl",
+    )
     tables = {f"base_model/{name}" for name in data}
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == modules | templates | tables

@@ -38,28 +38,31 @@ def _(
 class Kernel(torch.autograd.Function):
     """The memory of FlashAttention and its like, which never hold the matrix of tokens by tokens.
 
-    Kept for backward: query, key, value, output and one float32 log-sum-exp per row. In backward, besides the three
-    gradients: the query's in float32, one sum per row, and for shared keys and values a gradient per query head.
+    Kept for backward: query, key, value, output, one float32 log-sum-exp per row, and a mask as numbers. In backward,
+    besides the three gradients: the query's in float32, one sum per row, and for shared keys and values a gradient per
+    query head.
     https://github.com/Dao-AILab/flash-attention (csrc/flash_attn/flash_api.cpp, mha_bwd)
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any = None
+    ) -> torch.Tensor:
         """Shapes (batch, heads, tokens, size of a head); the output lies in memory as (batch, tokens, heads, size)."""
         output, sums = attention_of(query, key, value)
-        ctx.save_for_backward(query, key, value, output, sums)
+        ctx.save_for_backward(query, key, value, output, sums, bias)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One gradient for each input, laid out as the input is."""
-        query, key, value, output, _sums = ctx.saved_tensors
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """One gradient for each input but the mask, laid out as the input is."""
+        query, key, value, output, *_kept = ctx.saved_tensors
         shared = key.shape[1] != query.shape[1]
         sums = [query.new_empty(shape, dtype=torch.float32) for shape in (query.shape, query.shape[:-1])]
         per_head = [one.new_empty(*query.shape[:2], *one.shape[2:]) for one in (key, value) if shared]
         gradients = gradients_of_attention(query, key, value, output, gradient)
         del sums, per_head  # alive until the gradients are complete
-        return gradients
+        return *gradients, None
 
 
 def efficient_attention(

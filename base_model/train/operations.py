@@ -30,12 +30,13 @@ PICKS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten.slice_
 
 @dataclass(frozen=True)
 class Cost:
-    """One operation: `flops` in the dtype of its factors, and `moved`, bytes read and written."""
+    """One operation: `flops` in the dtype of its factors, `moved`, bytes read and written, and its `launches`."""
 
     flops: int
     dtype: str
     moved: int
     attention: bool = False
+    launches: int = 1
 
 
 class Tape:
@@ -59,9 +60,11 @@ class Tape:
 def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any, out: Any) -> Cost:
     formula = FORMULAS.get(packet) or flop_registry.get(packet)
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
-    floats = [one.dtype for one in inputs if one.is_floating_point()]
+    factors = inputs[1:] if packet is ADD_PRODUCT else inputs  # its accumulator is float32 whatever the factors are
+    floats = [one.dtype for one in factors if one.is_floating_point()]
     dtype = str(floats[0] if floats else torch.float32).removeprefix("torch.")
-    return Cost(flops, dtype, _moved(func, packet, args, kwargs, inputs, outputs), packet in ATTENTION)
+    moved = _moved(func, packet, args, kwargs, inputs, outputs) * SLOWER.get(packet, 1)
+    return Cost(flops, dtype, moved, packet in ATTENTION, LAUNCHES.get(packet, 1))
 
 
 def _moved(
@@ -134,11 +137,20 @@ def _grouped(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+# bitsandbytes does in Python what torch does in C++: to launch one of its operations took the hosts of an H100 and an
+# H200 about as long as eight of torch's.
+_BITSANDBYTES = (
+    "gemm_4bit", "dequantize_4bit", "dequantize_blockwise", "optimizer_update_8bit_blockwise", "optimizer_update_32bit",
+)  # fmt: skip
+LAUNCHES = {getattr(torch.ops.bitsandbytes, name): 8 for name in _BITSANDBYTES}
+# Its 8-bit optimizers look each state up among 256 codes: an H100 took seven times as long as their bytes do.
+SLOWER = {torch.ops.bitsandbytes.optimizer_update_8bit_blockwise: 7}
+ADD_PRODUCT = add_product._opoverload._overloadpacket
 ATTENTION = {one._opoverload._overloadpacket for one in (attention_of, gradients_of_attention)}
 FORMULAS: dict[Any, Any] = {
     attention_of._opoverload._overloadpacket: _attention_flops,
     gradients_of_attention._opoverload._overloadpacket: _attention_backward_flops,
-    add_product._opoverload._overloadpacket: _product,
+    ADD_PRODUCT: _product,
     torch.ops.bitsandbytes.gemm_4bit: _on_packed,
     torch.ops.bitsandbytes.int8_scaled_mm: _on_rows,
     aten._grouped_mm: _grouped,

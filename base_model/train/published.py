@@ -19,21 +19,18 @@ from base_model.plan.adapters import plan_adapters
 from base_model.plan.inference import kv_cache_bytes
 from base_model.plan.quantization import bitsandbytes
 from base_model.train.loop import plan_training
-from base_model.train.runs import ON_PAGE, compare_runs, published_runs
+from base_model.train.measured import compare_measured, measured_runs
+from base_model.train.measured import describe as described
+from base_model.train.runs import LLAMA_3_2_3B, ON_PAGE, compare_runs, published_runs
 from base_model.train.time import WIDTH, plan_time
 
-# The architecture of Llama-3.2-3B, as its config.json states it.
-LLAMA_3_2_3B: dict[str, Any] = {
-    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
-    "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001, "dtype": "bfloat16",
-}  # fmt: skip
 WITHIN = 0.10  # of a measured peak, which may be reserved memory
 TRAINER_WITHIN = 0.05  # of an allocated one
+MEASURED_ON_PAGE = [0, 3]  # rows of measured_runs.csv: LoRA and QLoRA of Llama-3.2-3B by SFTTrainer on an H100
 
 
 def check_plans() -> pd.DataFrame:
-    """Plans for Llama-3.2-3B, and for two runs of HF's Trainer, against published figures; needs no model on the disk.
+    """Plans against published figures, and against steps measured on a card; needs no model on the disk.
 
     Columns: `check`, `expected`, `found` (both as text), `difference` (0.01 is 1%), `match`: counts and files must be
     equal, peaks of a plain loop within 10%, those of a trainer within 5%, steps within the range that a plan prints.
@@ -50,6 +47,10 @@ def check_plans() -> pd.DataFrame:
         _row(f"{run.run}, Trainer: peak", run.published_bytes, run.planned_bytes, format_bytes, TRAINER_WITHIN)
         for run in runs.itertuples()
     ]
+    measured = measured_runs().iloc[MEASURED_ON_PAGE]
+    for run, step in zip(measured.itertuples(), compare_measured(measured).itertuples(), strict=True):
+        name = f"{described(run)}, H100: peak"
+        trained.append(_row(name, step.measured_bytes, step.planned_bytes, format_bytes, TRAINER_WITHIN))
     steps = [
         _row(f"{name}: step", published, found, "{:.3g} s".format, WIDTH) for name, published, found in _steps(config)
     ]

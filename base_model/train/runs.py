@@ -14,6 +14,11 @@ from base_model.train.trainer import WORKSPACE_BYTES, measured
 GIB = 2**30
 # Architectures, as the config.json of each model states them; Qwen 1, whose code is its own, in the shapes of Qwen2.
 _LLAMA: dict[str, Any] = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
+LLAMA_3_2_3B: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+    "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128001, "dtype": "bfloat16",
+}  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": _LLAMA | {
         "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,

@@ -109,7 +109,7 @@ def _trainer(model: Any, run: Run, ledger: "Ledger") -> Any:
     example = {"input_ids": [1] * run.tokens, "labels": [1] * run.tokens}
     if run.trl:
         run.args.dataset_kwargs = {"skip_prepare_dataset": True}
-        more: dict[str, Any] = {"processing_class": _tokenizer()}
+        more: dict[str, Any] = {"processing_class": plain_tokenizer()}
     else:
         example["attention_mask"] = [1] * run.tokens
         more = {}
@@ -213,7 +213,7 @@ def tensors_of(optimizer: Any) -> Iterator[Any]:
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def _tokenizer() -> Any:
+def plain_tokenizer() -> Any:
     """A tokenizer of two words: the trainer asks for one, and the planned batch needs none."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

@@ -5,7 +5,7 @@ import pytest
 
 import model_tools as mt
 from base_model.plan import adapters
-from base_model.train.published import LLAMA_3_2_3B
+from base_model.train.runs import LLAMA_3_2_3B
 from tests.folders import write_toy
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -9,7 +9,7 @@ import model_tools as mt
 from base_model.architecture.config import skeleton_of
 from base_model.plan import inference as plans
 from base_model.plan import machine
-from base_model.train.published import LLAMA_3_2_3B
+from base_model.train.runs import LLAMA_3_2_3B
 from tests.folders import LLAMA_3B
 
 GIB = 2**30

@@ -13,7 +13,7 @@ from base_model.train import places
 from base_model.train import recommend as room
 from base_model.train import search as searching
 from base_model.train.methods import METHODS, method_of
-from base_model.train.published import LLAMA_3_2_3B
+from base_model.train.runs import LLAMA_3_2_3B
 from tests.folders import write_toy
 
 
