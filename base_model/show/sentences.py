@@ -70,8 +70,16 @@ def _on_answer(table: pd.DataFrame) -> str:
     size = f"{_count(best['batch'], 'text')} of up to {best['tokens']:,} tokens"
     return (
         f"Start with {best['method']}, {how} checkpointing: a batch of {size} peaks at "
-        f"{format_bytes(best['peak_bytes'])}. {best['why']}{time}{_beyond(table)} {RULE}"
+        f"{format_bytes(best['peak_bytes'])}. {best['why']}{_longest(table, best)}{time}{_beyond(table)} {RULE}"
     )
+
+
+def _longest(table: pd.DataFrame, best: pd.Series) -> str:
+    """How long a text of the best method may be: as it is recommended, and with the other choice if that is longer."""
+    same = table[(table["method"] == best["method"]) & table["verdict"].isin(FITTING)]
+    other = same[(same["checkpointing"] != best["checkpointing"]) & (same["longest"] > best["longest"])]
+    more = "" if other.empty else f", or {int(other['longest'].iloc[0]):,} with checkpointing"
+    return f" A text that is alone in its batch may have {int(best['longest']):,} tokens{more}."
 
 
 def _beyond(table: pd.DataFrame) -> str:

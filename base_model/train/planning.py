@@ -151,7 +151,7 @@ def plan_time(
 
     The first arguments are those of `plan_trainer`; `trainer="plain"` is the loop of `plan_training`, with the batch
     and the checkpointing of `args`. One row: `gpu`; `step_s` (of the optimizer, all micro-batches); `low_s`, `high_s`:
-    nine of ten published steps lie between; `tokens_per_s`; and what the time is made of: `compute_s`, `memory_s`,
+    nine of ten measured steps lie between; `tokens_per_s`; and what the time is made of: `compute_s`, `memory_s`,
     `launch_s`. Raises ModelError, also for an unknown card.
     """
     return time.plan_time(

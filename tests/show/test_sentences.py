@@ -25,6 +25,7 @@ def answer():
     peaks = [13 * G, 13 * G, 14 * G, 38 * G]
     table = table.assign(tokens=1024, peak_bytes=peaks, share=[peak * 1.1 / (15 * G) for peak in peaks])
     table["why"] = ["It needs 14.30 of 15.00 GiB."] * 3 + ["One text needs 24.52 GiB more."]
+    table["longest"] = pd.array([8192, 2048, 9024, None], dtype="Int64")
     return table.astype({"accuracy": "Float64"})
 
 
@@ -32,13 +33,21 @@ def test_the_answer_is_read_aloud(answer):
     words = mt.in_words(answer)
     assert words.startswith(
         "Start with LoRA r16, all linear, with checkpointing: a batch of 1,200 texts of up to 1,024 tokens peaks at "
-        "13.00 GiB. It needs 14.30 of 15.00 GiB. One epoch of your data takes 18 to 30 min. "
+        "13.00 GiB. It needs 14.30 of 15.00 GiB. A text that is alone in its batch may have 8,192 tokens. "
+        "One epoch of your data takes 18 to 30 min. "
         "This does not fit: full fine-tuning (24.52 GiB too much). Methods that fit come first"
     )
     assert "not fit" not in mt.in_words(answer.head(3))
     lighter = answer.tail(1).assign(method="full fine-tuning, 8-bit Adam", peak_bytes=30 * G, share=30 * 1.1 / 15)
     both = mt.in_words(pd.concat([answer, lighter], ignore_index=True))
     assert "These do not fit: full fine-tuning (24.52 GiB too much); full fine-tuning, 8-bit Adam (16.20 GiB" in both
+
+
+def test_the_longest_text_is_told_as_recommended_and_with_checkpointing(answer):
+    without_first = answer.iloc[[1, 0, 2, 3]]
+    assert "may have 2,048 tokens, or 8,192 with checkpointing. " in mt.in_words(without_first)
+    tight = without_first.assign(verdict=["fits", "does not fit", "fits", "does not fit"])
+    assert "may have 2,048 tokens. " in mt.in_words(tight)
 
 
 def test_where_nothing_fits_the_nearest_is_named(answer):
