@@ -145,25 +145,27 @@ def _finding(table: pd.DataFrame) -> str:
 
 @redrawn
 def plot_gpus(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Bars: the hours that a million tokens take on each card of `compare_gpus`, with the range; grey does not fit."""
+    """Bars: the time that a million tokens take on each card of `compare_gpus`, with the range; grey does not fit."""
     whole = drawable(table, "compare_gpus", "gpu", "verdict", "step_s", "low_s", "high_s", "hours_per_million")
     ax = new_axes(ax, 1.8 + rows_height(len(whole), 0.45))
     table = first_rows(whole, ax)
     hours = table["hours_per_million"].astype(float)
     low, high = million_range(table)
+    unit, times = ("hours", 1) if high.max() >= 1 else ("minutes", 60)
     colours = [NEUTRAL if verdict in FITTING else MUTED for verdict in table["verdict"]]
     if len(table) and hours.min() > 0 and hours.max() > 50 * hours.min():  # a CPU beside a card: both are to be seen
         ax.set_xscale("log")
-        ax.set_xlim(low.min() / 3, high.max() * 1.3)
+        ax.set_xlim(low.min() * times / 3, high.max() * times * 1.3)
         ax.minorticks_off()
-    bars(ax, hours, color=colours, xerr=[hours - low, high - hours], ecolor=INK, capsize=3)
+    whiskers = [(hours - low) * times, (high - hours) * times]
+    bars(ax, hours * times, color=colours, xerr=whiskers, ecolor=INK, capsize=3)
     name_rows(ax, table["gpu"])
     cells = zip(map(hours_in_words, low, high), table["verdict"], strict=True)
-    label_bars(ax, high, [f"{time}, {verdict}" for time, verdict in cells])
+    label_bars(ax, high * times, [f"{time}, {verdict}" for time, verdict in cells])
     title(ax, _pace(whole))
     unfit = "" if whole["verdict"].isin(FITTING).all() else " (grey: the step does not fit)"
     subtitle(ax, f"Time for a million tokens on each card, with its range{unfit}")
-    ax.set(xlabel=f"hours per million tokens{', log scale' * (ax.get_xscale() == 'log')}")
+    ax.set(xlabel=f"{unit} per million tokens{', log scale' * (ax.get_xscale() == 'log')}")
     return ax
 
 

@@ -188,6 +188,11 @@ def test_cards_are_bars_with_their_range():
     assert [text.get_text() for text in ax.texts[:2]] == ["9.0 to 15 min, fits", "1.5 to 2.5 h, does not fit"]
     assert ax.get_title(loc="left") == "A million tokens take 9.0 to 15 min on the A"
     assert len({bar.get_facecolor() for bar in ax.patches}) == 2
+    assert ax.get_xlabel() == "hours per million tokens"
+    assert ax.patches[1].get_width() == pytest.approx(2.0)
+    minutes = mt.plot_gpus(table.assign(hours_per_million=[0.2, 0.4]))
+    assert minutes.get_xlabel() == "minutes per million tokens"
+    assert [bar.get_width() for bar in minutes.patches] == pytest.approx([12, 24])
 
 
 # --- A fault in a notebook
