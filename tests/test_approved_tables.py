@@ -1,9 +1,5 @@
-"""Tables and texts about two folders, the toy and the replica of Llama-3.2-3B, as somebody found them right.
+"""Tables and texts about two folders, the toy and the replica of Llama-3.2-3B, as somebody found them right."""
 
-After a change that is wanted, look at the difference, and renew: UPDATE=1 python -m pytest tests/test_approved_tables.py
-"""
-
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +7,7 @@ import pytest
 
 import model_tools as mt
 from base_model.train.methods import METHODS
+from tests.approving import require_approved
 
 APPROVED = Path(__file__).parent / "approved"
 # These name a folder of the moment, or what this machine has.
@@ -44,7 +41,9 @@ def test_a_table_is_as_it_was_approved(name, toy, llama_3b):
     table = TABLES[name](toy, llama_3b)
     kept = [column for column in table.columns if column not in OF_THE_MACHINE]
     with pd.option_context("display.max_columns", None, "display.width", 1000):
-        require_approved(name, table[kept].to_string(float_format="{:.4g}".format, max_colwidth=120))
+        require_approved(
+            APPROVED / f"{name}.txt", table[kept].to_string(float_format="{:.4g}".format, max_colwidth=120)
+        )
 
 
 def test_texts_are_as_they_were_approved(toy, tmp_path):
@@ -52,19 +51,10 @@ def test_texts_are_as_they_were_approved(toy, tmp_path):
     text = "\n".join([mt.show_prompt(toy, "What is LoRA?"), mt.directory_tree(toy), script.read_text()])
     for name, path in {"DATA": mt.example_data(), "TOY": toy, "FOLDER": tmp_path}.items():
         text = text.replace(str(path), name)
-    require_approved("texts", text)
+    require_approved(APPROVED / "texts.txt", text)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_settings_are_as_they_were_approved(devices, toy):
     rows = [ROW | {"method": method.name, "devices": devices, "batch": 2 + devices} for method in METHODS]
-    require_approved(f"settings_{devices}", "\n".join(mt.settings(toy, row) for row in rows))
-
-
-def require_approved(name, text):
-    """Hold a text against the approved one, or make it the approved one."""
-    path, lines = APPROVED / f"{name}.txt", [line.rstrip() for line in text.splitlines()]
-    if os.environ.get("UPDATE"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert lines == path.read_text(encoding="utf-8").splitlines()
+    require_approved(APPROVED / f"settings_{devices}.txt", "\n".join(mt.settings(toy, row) for row in rows))

@@ -1,10 +1,6 @@
-"""Every chart and every sentence, of fixed tables, as somebody has looked at them and found them good.
-
-After a change that is wanted, look at the difference, and renew: UPDATE=1 python -m pytest tests/show/test_approved.py
-"""
+"""Every chart and every sentence, of fixed tables, as somebody has looked at them and found them good."""
 
 import json
-import os
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from matplotlib.text import Text
 
 import model_tools as mt
 from base_model.show import charts
+from tests.approving import require_approved
 
 HERE = Path(__file__).parent / "approved"
 LENGTHS = {"tokens": [20, 60, 61, 61, 90, 140], "truncated": [False] * 5 + [True], "max_length": 128}
@@ -71,14 +68,6 @@ def look(artist):
         yield f"{to_hex(artist.get_facecolor(), True)} {to_hex(artist.get_edgecolor())} {artist.get_linestyle()}"
 
 
-def require_approved(name, text):
-    """Hold a text against the approved one, or make it the approved one."""
-    path = HERE / name
-    if os.environ.get("UPDATE"):
-        path.write_text(text, encoding="utf-8")
-    assert text.splitlines() == path.read_text(encoding="utf-8").splitlines(), f"{name}: look, then see above"
-
-
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_is_as_it_was_approved(name, tables, monkeypatch):
     plot, of = CHARTS[name]
@@ -86,7 +75,7 @@ def test_a_chart_is_as_it_was_approved(name, tables, monkeypatch):
     for width in (charts.WIDE, charts.NARROW):
         monkeypatch.setattr(charts, "WIDTH", ContextVar("WIDTH", default=width))
         lines += drawn(plot(tables[of]).figure)
-    require_approved(f"{name}.txt", "\n".join(lines) + "\n")
+    require_approved(HERE / f"{name}.txt", "\n".join(lines) + "\n")
 
 
 def test_the_sentences_are_as_they_were_approved(tables):
@@ -96,4 +85,4 @@ def test_the_sentences_are_as_they_were_approved(tables):
     words += [mt.takeaways(tables["files"], tables["tensors"], tables["runs"], limits=tables["limits"], **plans)]
     words += [mt.markdown_table(table) for table in tables.values() if len(table) < 50]
     words += [mt.markdown_table(mt.best_rows(tables["recommendation"]))]
-    require_approved("words.txt", "\n\n".join(words) + "\n")
+    require_approved(HERE / "words.txt", "\n\n".join(words) + "\n")

@@ -1,9 +1,5 @@
-"""Plans of two small models by many settings, to the byte, as they were when runs of real trainers agreed with them.
+"""Plans of two small models by many settings, to the byte, as they were when runs of real trainers agreed with them."""
 
-After a change that is wanted, look at the difference, and renew: UPDATE=1 python -m pytest tests/train/test_approved_plans.py
-"""
-
-import os
 from pathlib import Path
 
 import peft
@@ -16,6 +12,7 @@ from base_model.train.gpus import card
 from base_model.train.methods import METHODS, adapter_of, packing_of
 from base_model.train.time import step_costs, time_on
 from base_model.train.trainer import plan_trainer
+from tests.approving import require_approved
 from tests.folders import write_toy
 
 APPROVED = Path(__file__).parent / "approved_plans.txt"
@@ -68,9 +65,7 @@ def test_plans_are_as_they_were_approved(toy):
     for name, what, plan in rows(toy):
         cells = (f"{value:.5g}" if isinstance(value, float) and value < 1e3 else value for value in plan.iloc[0])
         text += f"{name}, {what}: {' '.join(map(str, cells))}\n"
-    if os.environ.get("UPDATE"):
-        APPROVED.write_text(text, encoding="utf-8")
-    assert text.splitlines() == APPROVED.read_text(encoding="utf-8").splitlines()
+    require_approved(APPROVED, text)
 
 
 def test_the_published_figures_are_those_of_their_sources(monkeypatch):
