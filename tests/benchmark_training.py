@@ -1,7 +1,8 @@
 """`python -m tests.benchmark_training FILE`: the steps of measured_runs.csv, measured on this machine's CUDA card.
 
-Writes the same table with this card's name, peaks and seconds. Weights are random, so nothing is downloaded; they lie
-in a scratch folder for the length of the run. A step that fails, such as for want of memory, is told and left out.
+Writes a table of the same columns, each different run once, with this card's name, peaks and seconds. Weights are
+random, so nothing is downloaded; they lie in a scratch folder for the length of the run. A step that fails, for want of
+memory for instance, is reported and left out.
 """
 
 import gc
@@ -20,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from base_model.train.measured import MODELS, describe, measured_runs, setup_of
+from base_model.train.measured_runs import MODELS, describe, measured_runs, setup_of
 from base_model.train.step import plain_tokenizer
 
 STEPS = 5  # the first warms up, and is left out
@@ -50,10 +51,10 @@ class Watch(TrainerCallback):
 
 def measure(run: Any, folder: Path) -> tuple[int, float]:
     """The highest peak of the steps after the first, in bytes, and their median seconds."""
+    gc.collect()  # the trainer before holds itself
     weights = with_weights(run.model, folder)
-    gc.collect()
-    torch.cuda.empty_cache()
     torch._C._cuda_clearCublasWorkspaces()  # each run counts its own
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()  # what libraries kept of the run before
     watch = Watch()
     trainer_of(run, weights, folder, watch).train()
@@ -101,6 +102,8 @@ def trainer_of(run: Any, weights: Path, folder: Path, watch: Watch) -> Any:
 
 def main(file: Path) -> None:
     """Measure every run, and write what was measured after each."""
+    if not torch.cuda.is_available():
+        raise SystemExit("This needs a CUDA card.")
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
     runs = measured_runs().drop(columns=["gpu", "peak_bytes", "step_s"]).drop_duplicates()
@@ -118,4 +121,6 @@ def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     main(Path(sys.argv[1]))

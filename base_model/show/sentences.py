@@ -75,11 +75,13 @@ def _on_answer(table: pd.DataFrame) -> str:
 
 
 def _longest(table: pd.DataFrame, best: pd.Series) -> str:
-    """How long a text of the best method may be: as it is recommended, and with the other choice if that is longer."""
-    same = table[(table["method"] == best["method"]) & table["verdict"].isin(FITTING)]
-    other = same[(same["checkpointing"] != best["checkpointing"]) & (same["longest"] > best["longest"])]
-    more = "" if other.empty else f", or {int(other['longest'].iloc[0]):,} with checkpointing"
-    return f" A text that is alone in its batch may have {int(best['longest']):,} tokens{more}."
+    """How long a text may be at batch 1, and with checkpointing if that is more; "" where it adds nothing."""
+    if pd.isna(best["longest"]) or best["longest"] < best["tokens"]:  # it is rounded down
+        return ""
+    kept = table["checkpointing"] & table["verdict"].isin(FITTING) & (table["method"] == best["method"])
+    longer = table.loc[kept, "longest"].dropna()
+    more = "".join(f", or {int(most):,} with checkpointing" for most in longer[longer > best["longest"]])
+    return f" At batch 1, a text may have up to {int(best['longest']):,} tokens{more}."
 
 
 def _beyond(table: pd.DataFrame) -> str:
@@ -90,7 +92,8 @@ def _beyond(table: pd.DataFrame) -> str:
         return ""
     misses = zip(rest["method"], needed(rest["peak_bytes"], RESERVED_AT_BEST) - usable_in(rest), strict=True)
     each = "; ".join(f"{method} ({format_bytes(int(size))} too much)" for method, size in misses)
-    return f" {'These do' if len(rest) > 1 else 'This does'} not fit: {each}."
+    least = f"even if the allocator reserves only {RESERVED_AT_BEST - 1:.0%}"
+    return f" {'These do' if len(rest) > 1 else 'This does'} not fit, {least}: {each}."
 
 
 def _on_files(files: pd.DataFrame) -> str:
@@ -187,8 +190,8 @@ def _on_ladder(ladder: pd.DataFrame) -> str:
     first, best, worst = ladder.iloc[0], known.iloc[0], known.iloc[-1]
     size = f" of {first['batch']} x {first['tokens']:,} tokens" if {"batch", "tokens"}.issubset(ladder) else ""
     start = f"With TRL's defaults, a step{size} peaks at {format_bytes(int(first['peak_bytes']))}."
-    lightest = f"the lightest is {best['change']} ({format_bytes(int(best['peak_bytes']))})"
-    heaviest = f"the heaviest is {worst['change']} ({format_bytes(int(worst['peak_bytes']))})"
+    lightest = f"{best['change']} takes least ({format_bytes(int(best['peak_bytes']))})"
+    heaviest = f"{worst['change']} takes most ({format_bytes(int(worst['peak_bytes']))})"
     ends = [lightest] * bool(best["difference_bytes"] < 0) + [heaviest] * bool(worst["difference_bytes"] > 0)
     return f"{start} {f'Of the single changes, {_listed(ends)}' if ends else 'No single change matters'}."
 

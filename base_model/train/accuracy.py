@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from base_model import format_bytes
-from base_model.train.measured import compare_measured, measured_runs
+from base_model.train.measured_runs import compare_measured, measured_runs, short
 from base_model.train.published import check_plans
 from base_model.train.runs import as_of_their_day, compare_runs, describe, published_runs
 
@@ -25,22 +25,23 @@ the process, is larger: there a plan should be at most 20% below and 5% above. T
 table, are held to 10%.
 """
 MEASURED = """
-## Steps measured on an H100 and an H200
+## Steps that we measured
 
 {peaks} of {runs} peaks are within 5%, {times} of {runs} times within the planned range. These are steps of SFTTrainer,
-or of HF's Trainer where it says so, with the libraries of requirements.txt, but torch 2.11; with random weights, random
-tokens and sdpa. The peak is torch's own count, the time a median. `python -m tests.benchmark_training FILE` measures
-the same steps on a card of yours.
+or of HF's Trainer where it says so, on an H100 and an H200, with the libraries of requirements.txt, but torch 2.11;
+with random weights, random tokens and sdpa. The peak is torch's own count, the time a median.
+`python -m tests.benchmark_training FILE` measures the same steps on a card of yours.
 
-Nothing was fitted to the peaks. One of them, Phi-3-mini with QLoRA, lay 11% below its plan at first and showed a fault:
-the plan kept a mask for each layer where checkpointing lets it go. Plans lie 48 MiB below nearly all peaks: on these
-cards cuBLAS takes two workspaces of 32 MiB, on others of 8 MiB, which plans assume. What more is missing, at most 140
-MiB, is what torch's allocator leaves unsplit at the end of a block.
+Nothing was fitted to the peaks. One plan, Phi-3-mini with QLoRA, was 11% too high at first and showed a fault: it kept
+a mask for each layer, which checkpointing lets go. Three quarters of the plans lie about 48 MiB below their peaks: on
+these cards cuBLAS takes two workspaces of 32 MiB, on others of 8 MiB, which plans assume. The others miss up to 135 MiB
+more, which torch's allocator leaves unsplit at the end of a block.
 
-The pace of the two cards and of their hosts was fitted to these steps, so the times describe the plan more than they
-test it. Short batches wait for the CPU beside the card, which may be half or twice as fast as planned: the range is
-wide there, and the same step took up to a third longer from one minute to the next. Copies to the machine's memory,
-which offloading and paged optimizers make, are not planned.
+The pace of the two cards was fitted to these steps, so the times describe the plan more than they test it. For the CPU
+beside the card one figure, 25 microseconds per launch, stands for all machines. Both hosts here were slower: a short
+batch waits for them, and took up to twice as long as planned. The host of the A100 below was faster. Hence the wide
+range there, from half the time to twice. Copies to the machine's memory, which offloading and paged optimizers make,
+are not planned.
 """
 LOOPS = """
 ## Llama-3.2-3B: counts, files, and peaks of a plain loop
@@ -101,9 +102,8 @@ def _measured() -> list[str]:
     """What was measured for this page, in words and as a table."""
     compared = compare_measured(measured_runs())
     counts = {"runs": len(compared), "peaks": compared["match"].sum(), "times": compared["within"].sum()}
-    gpus = compared["gpu"].str.extract(r"(H\d+)", expand=False)
     shown = compared[["run"]].assign(
-        gpu=gpus, measured=compared["measured_bytes"].map(format_bytes),
+        gpu=compared["gpu"].map(short), measured=compared["measured_bytes"].map(format_bytes),
         planned=compared["planned_bytes"].map(format_bytes), difference=compared["difference"].map(_difference),
         match=compared["match"].map(_word), seconds=compared["measured_s"].map("{:.3f}".format),
         plan=compared["planned_s"].map("{:.3f}".format),

@@ -62,8 +62,8 @@ def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: 
     flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
     factors = inputs[1:] if packet is ADD_PRODUCT else inputs  # its accumulator is float32 whatever the factors are
     floats = [one.dtype for one in factors if one.is_floating_point()]
-    dtype = str(floats[0] if floats else torch.float32).removeprefix("torch.")
-    moved = _moved(func, packet, args, kwargs, inputs, outputs) * SLOWER.get(packet, 1)
+    dtype = str(floats[0] if floats and packet is not UPDATE_8BIT else torch.float32).removeprefix("torch.")
+    moved = _moved(func, packet, args, kwargs, inputs, outputs)
     return Cost(flops, dtype, moved, packet in ATTENTION, LAUNCHES.get(packet, 1))
 
 
@@ -128,6 +128,11 @@ def _on_rows(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
     return 2 * a.numel() * b.shape[0]
 
 
+def _update_8bit(name: str, gradient: Any, parameter: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """bitsandbytes' optimizers look each state up among 256 codes: an H100 took as long as for so many operations."""
+    return 1300 * parameter.numel()
+
+
 def _product(accumulator: Any, a: Any, b: Any, out_val: Any = None) -> int:
     return 2 * a.numel() * b.shape[-1]
 
@@ -143,14 +148,14 @@ _BITSANDBYTES = (
     "gemm_4bit", "dequantize_4bit", "dequantize_blockwise", "optimizer_update_8bit_blockwise", "optimizer_update_32bit",
 )  # fmt: skip
 LAUNCHES = {getattr(torch.ops.bitsandbytes, name): 8 for name in _BITSANDBYTES}
-# Its 8-bit optimizers look each state up among 256 codes: an H100 took seven times as long as their bytes do.
-SLOWER = {torch.ops.bitsandbytes.optimizer_update_8bit_blockwise: 7}
 ADD_PRODUCT = add_product._opoverload._overloadpacket
+UPDATE_8BIT = torch.ops.bitsandbytes.optimizer_update_8bit_blockwise
 ATTENTION = {one._opoverload._overloadpacket for one in (attention_of, gradients_of_attention)}
 FORMULAS: dict[Any, Any] = {
     attention_of._opoverload._overloadpacket: _attention_flops,
     gradients_of_attention._opoverload._overloadpacket: _attention_backward_flops,
     ADD_PRODUCT: _product,
+    UPDATE_8BIT: _update_8bit,
     torch.ops.bitsandbytes.gemm_4bit: _on_packed,
     torch.ops.bitsandbytes.int8_scaled_mm: _on_rows,
     aten._grouped_mm: _grouped,

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from base_model.train.arguments import MOST_DEVICES
 from base_model.train.methods import METHODS
 from base_model.train.places import FITTING, RESERVED, RESERVED_AT_BEST, Place, needed, verdict_of
 from base_model.train.progress import planning_bar
-from base_model.train.search import MOST_BATCH, Found, Search, Step, largest
+from base_model.train.search import LENGTH, MOST_BATCH, Found, Search, Step, largest, longest_text
 from base_model.train.time import time_on
 from base_model.train.workers import results
 
@@ -24,7 +25,6 @@ COLUMNS = (
 WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
 RULE = "Methods that fit come first; of these, the ones within 0.05 of the best published accuracy; then the faster."
 FEWEST_STEPS = 16  # in an epoch of the data: fewer learn little, however fast
-STEP = 64  # tokens: what the longest text is rounded down to
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
 
 
@@ -83,7 +83,7 @@ def _nearest(config: Any, place: Place, row: pd.Series) -> str:
     """Where nothing fits: the nearest thing to the lightest method that would."""
     method = {one.name: one for one in METHODS}[row["method"]]
     tokens = int(row["tokens"]) // 2
-    while tokens >= STEP:
+    while tokens >= LENGTH:
         search = Search(config, place, method, bool(row["checkpointing"]), tokens, int(row["devices"]))
         if needed(search.proposed(1)) <= place.usable:
             return f"With texts of {tokens:,} tokens it would fit."
@@ -121,10 +121,17 @@ def outcome_of(search: Search) -> tuple[Found | ModelError, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found: Found | ModelError = largest(search)
+            found: Found | ModelError = with_longest(search, largest(search))
         except ModelError as error:  # an architecture that this method cannot be planned for
             found = error
     return found, [str(one.message) for one in caught if issubclass(one.category, ModelWarning)]
+
+
+def with_longest(search: Search, found: Found) -> Found:
+    """What was found, and how long a text may be, if one fits at all."""
+    if verdict_of(found.step.peak, search.place.usable) == "does not fit":
+        return found
+    return replace(found, longest=longest_text(search, found.batch, found.step.peak, found.slope))
 
 
 def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], float] | None) -> list[Any]:
@@ -132,27 +139,19 @@ def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], flo
     if isinstance(found, ModelError):
         nothing = [pd.NA, search.tokens, pd.NA, float("nan"), "not planned", float("nan"), float("nan")]
         return _cells(search, nothing, str(found), pd.NA, float("nan"), pd.NA)
-    batch, step, slope, exact, least = found.batch, found.step, found.slope, found.exact, found.least
+    batch, step, exact, least = found.batch, found.step, found.exact, found.least
     verdict = verdict_of(step.peak, search.place.usable)
     share = needed(step.peak) / search.place.usable
     speed, low, high = _pace(search, step, batch, epoch)
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
     why = _why(search, step, batch, verdict, exact)
-    longest = pd.NA if verdict == "does not fit" else _longest(search, batch, step, slope)
+    longest = pd.NA if found.longest is None else found.longest
     return _cells(search, cells, why, longest, speed, int(min(least, step.peak)))
 
 
 def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float, least: Any) -> list[Any]:
     accuracy = pd.NA if search.method.accuracy is None else search.method.accuracy
     return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices, least]
-
-
-def _longest(search: Search, batch: int, step: Step, slope: float) -> Any:
-    """The longest text at batch 1: attention's kernels hold no matrix, so that memory goes with all tokens together."""
-    room = search.place.usable / RESERVED - step.peak
-    tokens = int((batch + room / slope) * search.tokens) // STEP * STEP
-    positions = getattr(search.config.get_text_config(), "max_position_embeddings", None) or tokens
-    return min(tokens, positions) if tokens >= STEP else pd.NA
 
 
 def _pace(search: Search, step: Step, batch: int, epoch: Callable[[int], float] | None) -> tuple[float, float, float]:

@@ -79,8 +79,6 @@ def _planned(run: Any) -> tuple[int, pd.Series]:
     import peft
     from transformers import AutoConfig, BitsAndBytesConfig
 
-    from base_model.train.operations import Tape
-
     arguments = {
         "per_device_train_batch_size": run.batch, "gradient_checkpointing": True,
         "gradient_accumulation_steps": run.accumulation,
@@ -96,10 +94,20 @@ def _planned(run: Any) -> tuple[int, pd.Series]:
         packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, **settings)
     config = AutoConfig.for_model(**MODELS[run.model])
     load = {"attn_implementation": "flash_attention_2"}
-    tape, how = Tape(), (run.tokens, 1, load, run.prepared, "hf")
-    ledger, _, made = measured(config, arguments, adapter, packed, *how, observe=tape)
-    tokens = run.batch * run.tokens * made.accumulation
-    return ledger.peak + WORKSPACE_BYTES, time_on(tape.costs, tokens, card(CARDS[run.gpu])).iloc[0]
+    how = {"tokens": run.tokens, "load": load, "prepared": run.prepared, "trainer": "hf"}
+    return planned_with_time(run.batch, card(CARDS[run.gpu]), (config, arguments, adapter, packed), how)
+
+
+def planned_with_time(
+    batch: int, on: pd.Series, setup: tuple[Any, Any, Any, Any], how: dict[str, Any]
+) -> tuple[int, pd.Series]:
+    """The peak of a step (bytes) and its time on a card, a row of `time_on`; `setup` and `how` are for `measured`."""
+    from base_model.train.operations import Tape
+
+    tape = Tape()
+    ledger, _, run = measured(*setup, **how, observe=tape)
+    tokens = batch * run.tokens * run.accumulation
+    return ledger.peak + WORKSPACE_BYTES, time_on(tape.costs, tokens, on, run.half).iloc[0]
 
 
 def as_of_their_day(plan: Callable[[], Any]) -> Any:

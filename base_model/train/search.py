@@ -6,11 +6,11 @@ the whole takes; once that fits, a plan of the whole model verifies it.
 
 from collections import Counter
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from base_model.architecture.config import layers_of, skeleton_of
+from base_model.architecture.config import layers_of, positions_of, skeleton_of
 from base_model.read.tensors import places
 from base_model.train.methods import Method, adapter_of, packing_of
 from base_model.train.places import RESERVED, RESERVED_AT_BEST, Place, needed
@@ -19,6 +19,7 @@ from base_model.train.trainer import WORKSPACE_BYTES, measured
 FEW = 8  # texts: the other end of the first line that proposes a batch
 MOST_BATCH = 128  # texts at a time: more train no faster, and few optimizer steps take as many
 MOST_PROPOSALS, MOST_TRIES = 8, 6
+LENGTH = 64  # tokens: what the longest text is rounded down to
 SURE = 1.01  # a proposal this far beyond needs no plan of the whole
 
 
@@ -34,7 +35,8 @@ class Step:
 @dataclass(frozen=True)
 class Found:
     """The largest `batch` that fits, or 1, and its `step`; `slope`, the bytes of one text more; `exact`, whether the
-    whole model was planned; `least`, the peak with one text, as proposed.
+    whole model was planned; `least`, the peak with one text, as proposed; `longest`, the tokens that a text may have
+    at batch 1, None where there is no room for `LENGTH` tokens.
     """
 
     batch: int
@@ -42,6 +44,7 @@ class Found:
     slope: float
     exact: bool
     least: float
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,25 @@ def largest(search: Search) -> Found:
         nearest = max(fitting, default=min(planned))
         batch = _within(nearest + int((usable / RESERVED - planned[nearest].peak) // slope), search.most)
     return Found(nearest, planned[nearest], slope, True, one)
+
+
+def longest_text(search: Search, batch: int, peak: int, slope: float) -> int | None:
+    """The tokens of the longest text at batch 1, from the peak of a batch and the bytes of one text more.
+
+    Attention's kernels hold no matrix, so memory goes with all tokens together. The slope proposes a length, whose peak
+    is proposed too; peaks are convex, so the line between the two promises no more than there is.
+    """
+    limit, here = search.place.usable / RESERVED, batch * search.tokens
+    tokens = int(here + (limit - peak) / slope * search.tokens)
+    positions = positions_of(search.config)
+    if positions:
+        tokens = min(tokens, positions)
+    if tokens < LENGTH:
+        return None
+    far = replace(search, tokens=tokens).proposed(1)
+    if far > limit and far > peak:
+        tokens = int(here + (tokens - here) * (limit - peak) / (far - peak))
+    return tokens if tokens == positions else tokens // LENGTH * LENGTH or None
 
 
 def _proposal(search: Search, one: float, limit: float) -> tuple[int, float]:

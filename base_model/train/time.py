@@ -42,10 +42,11 @@ OTHERS = (0.65, 0.75)
 ATTENTION = 0.6
 KERNEL_S = 2e-6  # a kernel's own start and end on the card
 # Python and autograd, per launch, on the CPU beside the card: 13 to 21 us beside an A100 (Qwen-7B, short batches), at
-# most 31 beside an L40S (PEFT's comparison), 35 on Colab's T4, 26 to 41 beside an H200 and 30 to 50 beside an H100.
+# most 31 beside an L40S (PEFT's comparison), 35 on Colab's T4, 26 to 43 beside an H200 and 26 to 49 beside an H100. The
+# middle of 13 and 49, as one multiplies.
 LAUNCH_S = 25e-6
 HOSTS = 2  # a host may take half of that, or twice
-WIDTH = 0.25  # how far published steps lie from the planned ones: nine of ten within
+WIDTH = 0.25  # how far steps lie from the planned ones where the card sets the pace
 
 
 def plan_time(
@@ -91,7 +92,7 @@ def _warn_of_copies(run: Run) -> None:
     if getattr(run.args, "activation_offloading", False) or "paged" in run.args.optim:
         warn(
             "The time does not include copies between the card and the machine's memory, which activation_offloading "
-            "and paged optimizers make: on an H100, steps took one and a half to two and a half times as long."
+            "and paged optimizers make: on an H100 and an H200, steps took 1.4 to 2.6 times as long as planned."
         )
 
 

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -158,11 +159,22 @@ def test_a_verdict_leaves_what_the_allocator_reserves(usable, verdict):
 
 
 @pytest.mark.parametrize(("room_for", "longest"), [(63, None), (64, 64), (200, 192), (600, 512)])
-def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_for, longest):
+def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_for, longest, monkeypatch):
     """Four texts of 64 tokens are there, and each token takes a KiB; the toy has 512 positions."""
     search = search_in(toy, int((2**30 + 1 + (room_for - 4 * 64) * 1024) * places.RESERVED))
-    found = room._longest(search, 4, searching.Step(2**30, Counter(), False), 64 * 1024.0)
-    assert pd.isna(found) if longest is None else found == longest
+    monkeypatch.setattr(searching.Search, "proposed", lambda *_: 0.0)
+    assert searching.longest_text(search, 4, 2**30, 64 * 1024.0) == longest
+
+
+@pytest.mark.parametrize(("name", "slope"), [(METHODS[0].name, 1.0), (METHODS[3].name, 1e5), (METHODS[3].name, 1.0)])
+def test_the_longest_text_is_planned_however_wrong_its_first_proposal(toy, name, slope):
+    """A slope that is far too small proposes all positions; what is said fits, and half as much again would not."""
+    one = search_in(toy, 2**40, name)
+    room = int(replace(one, tokens=256).plan(1).peak * places.RESERVED) + 2
+    search = search_in(toy, room, name)
+    found = searching.longest_text(search, 1, search.plan(1).peak, slope)
+    assert replace(search, tokens=found).plan(1).peak * places.RESERVED <= room
+    assert slope > 1 or found >= 192
 
 
 def test_what_error_correction_and_the_driver_hold_is_not_usable():

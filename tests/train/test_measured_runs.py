@@ -1,8 +1,9 @@
-"""Steps that were measured on a card: each has its architecture, and a sample of them is planned to the megabyte."""
+"""Steps that were measured on a card: each has its architecture, and a sample is planned to some megabytes."""
 
 import pytest
 
-from base_model.train import measured
+from base_model.train import measured_runs as measured
+from base_model.train.gpus import card
 
 # On an H100 and an H200 cuBLAS takes two workspaces of 32 MiB; plans assume 8 MiB and eighths of a MiB, as elsewhere.
 HOPPER = 2 * (32 - 8.125) * 2**20
@@ -20,7 +21,9 @@ def row(model: str, method: str, tokens: int, **more):
 def test_every_run_has_an_architecture_a_card_and_what_was_measured():
     table = measured.measured_runs()
     assert set(table["model"]) == set(measured.MODELS)
-    assert set(table["gpu"]) == {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
+    assert all(card(gpu)["gpu"] for gpu in set(table["gpu"]))
+    assert {"H100", "H200"} <= set(table["gpu"].map(measured.short))
+    assert list(measured.on_page()["method"]) == ["LoRA r16, all linear", "QLoRA r16, all linear"]
     assert (table["peak_bytes"] > 2**30).all() and (table["step_s"] > 0).all()
     assert not table.duplicated(list(table.columns[:-2])).any()
 
@@ -47,11 +50,12 @@ def test_architectures_have_their_published_parameters():
         (row("Llama-3.2-3B", "LoRA", 1024, trainer="hf"), 1),
         (row("Qwen3-1.7B", "LoRA", 1024, arguments='{"activation_offloading": true}'), 2),
         (row("OLMoE-1B-7B", "LoRA", 1024), 2),
+        (row("Llama-3.2-3B", "IA-3", 1024), 135),  # blocks that torch's allocator leaves unsplit
         (row("Phi-3-mini", "QLoRA", 2048), 25),  # a window shorter than the text: each layer is given a mask
     ],
     ids=lambda value: measured.describe(next(value.itertuples())) if hasattr(value, "itertuples") else str(value),
 )
-def test_peaks_are_met_to_the_megabyte(run, within):
+def test_peaks_are_met_but_for_the_workspace(run, within):
     step = measured.compare_measured(run).iloc[0]
     assert step["match"]
     assert step["measured_bytes"] - step["planned_bytes"] == pytest.approx(HOPPER, abs=within * MIB)

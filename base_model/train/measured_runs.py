@@ -1,4 +1,4 @@
-"""Steps of real trainers, measured on cards with the libraries of requirements.txt, and their plans, side by side.
+"""Steps of real trainers, measured on cards with the libraries of requirements.txt (but torch 2.11), and their plans.
 
 The steps are in measured_runs.csv; `python -m tests.benchmark_training FILE` measures them on the card that it finds.
 """
@@ -12,11 +12,9 @@ import pandas as pd
 
 from base_model.train.gpus import card
 from base_model.train.methods import adapter_of, method_of, packing_of
-from base_model.train.runs import LLAMA_3_2_3B, WITHIN
+from base_model.train.runs import LLAMA_3_2_3B, WITHIN, planned_with_time
 from base_model.train.runs import MODELS as PUBLISHED
 from base_model.train.settings import Choice, Precision, arguments
-from base_model.train.time import time_on
-from base_model.train.trainer import WORKSPACE_BYTES, measured
 
 # Architectures, as the config.json of each model states them; the weights were random.
 _ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "dtype": "bfloat16"}
@@ -67,6 +65,20 @@ MODELS: dict[str, dict[str, Any]] = {
 def measured_runs() -> pd.DataFrame:
     """The measured steps, one per row: what was run, on which `gpu`, and its `peak_bytes` and `step_s`."""
     return pd.read_csv(Path(__file__).with_name("measured_runs.csv"), keep_default_na=False)
+
+
+def on_page() -> pd.DataFrame:
+    """Those that `check_plans` plans, too: LoRA and QLoRA of Llama-3.2-3B by SFTTrainer, as it is by default."""
+    runs = measured_runs()
+    plain = (runs["arguments"] == "") & (runs["trainer"] == "trl") & (runs["dtype"] == "bfloat16") & ~runs["prepared"]
+    both = runs["method"].isin(["LoRA r16, all linear", "QLoRA r16, all linear"]) & runs["checkpointing"] & plain
+    kept = both & (runs["model"] == "Llama-3.2-3B") & (runs["batch"] == 4) & (runs["tokens"] == 1024)
+    return runs[kept].drop_duplicates("method")
+
+
+def short(gpu: str) -> str:
+    """ "H100" of "NVIDIA H100 80GB HBM3"."""
+    return gpu.removeprefix("NVIDIA ").split()[0]
 
 
 @dataclass(frozen=True)
@@ -121,10 +133,6 @@ def compare_measured(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _planned(run: Any) -> tuple[int, pd.Series]:
     """The planned peak and time of a step."""
-    from base_model.train.operations import Tape
-
-    made, tape = setup_of(run), Tape()
-    how = run.tokens, 1, {"dtype": run.dtype}, run.prepared, run.trainer
-    ledger, _, ran = measured(made.config, made.args, made.adapter, made.packing, *how, observe=tape)
-    tokens = run.batch * run.tokens * ran.accumulation
-    return ledger.peak + WORKSPACE_BYTES, time_on(tape.costs, tokens, card(run.gpu), ran.half).iloc[0]
+    made, load = setup_of(run), {"dtype": run.dtype}
+    how = {"tokens": run.tokens, "load": load, "prepared": run.prepared, "trainer": run.trainer}
+    return planned_with_time(run.batch, card(run.gpu), (made.config, made.args, made.adapter, made.packing), how)
