@@ -154,3 +154,9 @@ def test_a_missing_model_stops_the_run_with_the_next_step(tmp_path, monkeypatch)
     )
     with pytest.raises(Exception, match=r"ModelError.*make demo"):
         client.execute()
+
+
+def test_the_committed_outputs_name_no_path_of_a_machine():
+    text = (ROOT / "base_model_visualize.ipynb").read_text("utf-8")
+    assert not re.findall(r"/(?:home|root|Users|tmp|var)/\S*", text)
+    assert f"{ROOT}/" not in text
