@@ -199,9 +199,8 @@ def train_model(model: str | Path, row: Any, folder: Path, data: Any, steps: int
     if not is_complete(local_folder(model)):
         raise not_here(model)
     choice = choice_of(row)
-    text_lengths(
-        model, example_data() if data is None else data, choice.tokens
-    )  # first where a template can do no harm
+    texts = example_data() if data is None else data
+    text_lengths(model, texts, choice.tokens)  # first where a template can do no harm
     written = write_script(model, row, folder, data)
     print(f"Wrote {written}. It now runs for {steps:,} steps; its output goes to train.log next to it.")
     config = read_architecture(local_folder(model))

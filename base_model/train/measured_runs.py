@@ -77,7 +77,7 @@ def on_page() -> pd.DataFrame:
 
 
 def short(gpu: str) -> str:
-    """ "H100" of "NVIDIA H100 80GB HBM3"."""
+    """What people call a card: H100 for NVIDIA H100 80GB HBM3."""
     return gpu.removeprefix("NVIDIA ").split()[0]
 
 

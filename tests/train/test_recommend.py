@@ -168,7 +168,7 @@ def test_the_longest_text_is_in_whole_steps_and_within_the_positions(toy, room_f
 
 @pytest.mark.parametrize(("name", "slope"), [(METHODS[0].name, 1.0), (METHODS[3].name, 1e5), (METHODS[3].name, 1.0)])
 def test_the_longest_text_is_planned_however_wrong_its_first_proposal(toy, name, slope):
-    """A slope that is far too small proposes all positions; what is said fits, and half as much again would not."""
+    """A slope that is far too small proposes all positions; what is said fits, and is not far below."""
     one = search_in(toy, 2**40, name)
     room = int(replace(one, tokens=256).plan(1).peak * places.RESERVED) + 2
     search = search_in(toy, room, name)
