@@ -27,7 +27,7 @@ demo: $(DEMO_RUN)
 	@echo
 	@echo "Made, in runs/$(DEMO)/:"
 	@ls -1 runs/$(DEMO) | sed 's/^/  /'
-	@echo "Read it: make lab, then open $(DEMO_RUN)"
+	@echo "Read it: open runs/$(DEMO)/report.html in a browser. To change it and run it again: make lab"
 
 $(DEMO_RUN): $(SOURCES) | demo-model
 	$(BIN)/python model_tools.py notebook $(DEMO)

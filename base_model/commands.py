@@ -29,7 +29,7 @@ from base_model.show.page import RUNS, last_run, run_name, run_notebook, working
 from base_model.show.sentences import best_rows, in_words
 from base_model.show.words import in_units, readable
 from base_model.train.places import FITTING
-from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend
+from base_model.train.planning import compare_training, plan_adapters, plan_inference, recommend, write_script
 
 DEFAULT_METHOD = "LoRA r16, all linear"
 HELP = "What is in a language model, does it fit this machine, and what will tuning it take?"
@@ -46,6 +46,17 @@ Named = Annotated[
     typer.Argument(metavar="[MODEL]", help="A folder, or a Hub id; by default the variable MODEL.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option(envvar="DOWNLOAD", help="Download everything, or read headers only.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet); by default the project's.")
+]
+Way = Annotated[str, typer.Option(help="One of the methods of `recommend`.")]
+Batch = Annotated[int, typer.Option(help="Texts per step.")]
+Cut = Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")]
+Checkpointing = Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")]
+Devices = Annotated[int, typer.Option(help="Cards that share the model.")]
+NewFolder = Annotated[
+    Path | None, typer.Option(help="The folder to create; the next free runs/<model name>/train-N if not given.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs: sizes in bytes, nothing rounded.")]
 
 
@@ -92,7 +103,7 @@ def check(model: Model, as_json: AsJson = False) -> None:
 def plan(
     model: Model,
     tokens: Annotated[int, typer.Option(help="Tokens of each text in training.")] = 1024,
-    batch: Annotated[int, typer.Option(help="Texts per step.")] = 1,
+    batch: Batch = 1,
     gpu: Annotated[
         str | None, typer.Option(help="The card to tune on, such as 'RTX 4090'.", show_default=False)
     ] = None,
@@ -100,7 +111,7 @@ def plan(
     data: Annotated[
         Path | None, typer.Option(help="Your texts, for their lengths and the time of an epoch.", show_default=False)
     ] = None,
-    devices: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
+    devices: Devices = 1,
     as_json: AsJson = False,
 ) -> None:
     """Say what running and tuning a model will take.
@@ -125,13 +136,19 @@ def plan(
 
 
 def _try_it(model: str, row: pd.Series, data: Path | None) -> str:
-    """The command that tries a row of the answer here, to copy; nothing where it fits nowhere, or shares cards."""
-    if row["verdict"] not in FITTING or row["devices"] > 1:
+    """The commands that write the script of a row of the answer, and try it here on one device, to copy."""
+    if row["verdict"] not in FITTING:
         return ""
-    words = [*_program(), "train", model, "--method", row["method"], "--batch", row["batch"], "--tokens", row["tokens"]]
+    words = [model, "--method", row["method"], "--batch", row["batch"], "--tokens", row["tokens"]]
     words += ["--checkpointing"] if row["checkpointing"] else []
     words += ["--data", data] if data else []
-    return f"\n\nTo try it on this machine:\n  {shlex.join(map(str, words))}"
+    if row["devices"] > 1:
+        return _to_copy("To write its script", "script", [*words, "--devices", row["devices"]])
+    return _to_copy("To write its script", "script", words) + _to_copy("To try it on this machine", "train", words)
+
+
+def _to_copy(what: str, verb: str, words: list[Any]) -> str:
+    return f"\n\n{what}:\n  {shlex.join(map(str, [*_program(), verb, *words]))}"
 
 
 def _program() -> list[str]:
@@ -139,20 +156,37 @@ def _program() -> list[str]:
     return ["python", sys.argv[0]] if Path(sys.argv[0]).suffix == ".py" else ["base-model"]
 
 
+@app.command("script")
+def write(
+    model: Model,
+    data: Data = None,
+    method: Way = DEFAULT_METHOD,
+    batch: Batch = 4,
+    tokens: Cut = 256,
+    checkpointing: Checkpointing = False,
+    devices: Devices = 1,
+    folder: NewFolder = None,
+) -> None:
+    """Write a training script, to run where the card is.
+
+    Beside it: the requirements that it needs. Nothing is run here, and no weights are needed.
+    """
+    row = {"method": method, "checkpointing": checkpointing, "batch": batch, "tokens": tokens, "devices": devices}
+    with _aside():
+        path = write_script(model, row, folder or _next_free(model), data)
+    print(path)
+
+
 @app.command()
 def train(
     model: Model,
-    data: Annotated[
-        Path | None, typer.Option(help="Your texts (.jsonl, .json, .csv, .parquet); by default the project's.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="One of the methods of `recommend`.")] = DEFAULT_METHOD,
+    data: Data = None,
+    method: Way = DEFAULT_METHOD,
     steps: Annotated[int, typer.Option(help="Training steps, at least 3.")] = 20,
-    batch: Annotated[int, typer.Option(help="Texts per step.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 256,
-    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")] = False,
-    folder: Annotated[
-        Path | None, typer.Option(help="The folder to create; the next free runs/<model name>/train-N if not given.")
-    ] = None,
+    batch: Batch = 4,
+    tokens: Cut = 256,
+    checkpointing: Checkpointing = False,
+    folder: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a training script and run it here for a few steps.
@@ -160,9 +194,8 @@ def train(
     Compares the plan with what was measured; shows the loss before and after, and answers of both models.
     """
     with _aside():
-        place = folder or _next(RUNS / run_name(local_folder(model)))
         row = {"method": method, "checkpointing": checkpointing, "batch": batch, "tokens": tokens}
-        tables = by_name.train_model(model, row, place, data, steps)
+        tables = by_name.train_model(model, row, folder or _next_free(model), data, steps)
     if as_json:
         _print(tables, as_json)
         return
@@ -171,8 +204,9 @@ def train(
         print(f"{visible(row.prompt)}\n  base:  {visible(row.base)}\n  tuned: {visible(row.tuned)}\n")
 
 
-def _next(folder: Path) -> Path:
-    """The first of train-1, train-2, ... that is not there: a run overwrites none before it."""
+def _next_free(model: str) -> Path:
+    """The first of train-1, train-2, ... of the model's runs that is not there: a run overwrites none before it."""
+    folder = RUNS / run_name(local_folder(model))
     return next(path for number in count(1) if not os.path.lexists(path := folder / f"train-{number}"))
 
 

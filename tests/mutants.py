@@ -170,9 +170,11 @@ def tests_of(place: Path) -> dict[tuple[str, int], list[str]]:
 
 
 def chosen(change: Change, run: dict[tuple[str, int], list[str]], times: dict[str, float]) -> list[str]:
-    """The tests to try on a change: of its own room first, quickest first, for `SECONDS`."""
-    lines = change.lines or [line for file, line in run if file == change.file]
-    names = {name for line in lines for name in run.get((change.file, line), ())}
+    """The tests to try on a change: of its own room first, quickest first, for `SECONDS`.
+
+    What runs when a module is imported is run for every test, and no test is noted for it.
+    """
+    names = {name for line in change.lines for name in run.get((change.file, line), ())} if change.lines else set(times)
     room, taken, seconds = f"tests/{Path(change.file).parent.name}/", [], 0.0
     for name in sorted(names, key=lambda name: (not name.startswith(room), times[name])):
         seconds += times[name]

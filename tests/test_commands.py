@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -28,11 +30,13 @@ def run(*words, cwd=ROOT, seconds=120, **more):
 def test_without_arguments_the_help_is_shown():
     done = run()
     assert "Usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    for verb in ("get", "demo", "files", "check", "plan", "train", "report", "notebook", "page", "lab"):
+    for verb in ("get", "demo", "files", "check", "plan", "script", "train", "report", "notebook", "page", "lab"):
         assert f"\n  {verb} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["get", "files", "check", "plan", "train", "report", "notebook", "page", "lab"])
+@pytest.mark.parametrize(
+    "verb", ["get", "files", "check", "plan", "script", "train", "report", "notebook", "page", "lab"]
+)
 def test_each_verb_explains_itself(verb):
     done = run(verb, "--help")
     assert done.returncode == 0 and "MODEL" in done.stdout and "A folder, or a Hub id" in done.stdout
@@ -61,14 +65,15 @@ def test_check_tells_by_its_exit_code(toy, tmp_path):
 
 def test_plan_for_a_card_is_the_answer(toy, monkeypatch):
     monkeypatch.setattr(recommend, "METHODS", recommend.METHODS[:2])
-    words = ["plan", str(toy), "--memory", "700MiB", "--tokens", "32"]
+    words = ["plan", str(toy), "--memory", "1GiB", "--tokens", "32"]
     rows = json.loads(CliRunner().invoke(commands.app, [*words, "--json"]).stdout)
     assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
     told = CliRunner().invoke(commands.app, words).stdout
     assert "Methods that fit come first" in told.replace("\n", " ")
     first = rows[0]
-    tried = f"train {toy} --method '{first['method']}' --batch {first['batch']} --tokens 32"
-    assert told.rstrip().endswith(tried + " --checkpointing" * first["checkpointing"])
+    row = f"{toy} --method '{first['method']}' --batch {first['batch']} --tokens 32"
+    row += " --checkpointing" * first["checkpointing"]
+    assert f" script {row}\n" in told and told.rstrip().endswith(f" train {row}")
     refused = run("plan", toy, "--gpu", "RTX 4091")
     assert refused.returncode == 1 and "4090" in refused.stderr and "Traceback" not in refused.stderr
 
@@ -78,6 +83,31 @@ def test_plan_needs_settings_alone(toy, tmp_path):
     tables = json.loads(run("plan", tmp_path, "--tokens", "64", "--json").stdout)
     assert tables.keys() == {"machine", "inference", "adapters", "training"}
     assert {row["tokens"] for row in tables["training"]} == {64}
+
+
+def test_on_several_cards_the_answer_is_a_script_for_them(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(recommend, "METHODS", recommend.METHODS[2:3])
+    words = ["plan", str(toy), "--memory", "1GiB", "--tokens", "32", "--devices", "2"]
+    told = CliRunner().invoke(commands.app, words).stdout
+    assert " train " not in told.split("To write its script:")[1]
+    line = shlex.split(told.rstrip().rpartition("\n")[2])
+    assert line[line.index("script") + 1 :][-2:] == ["--devices", "2"]
+    done = run(*line[line.index("script") :], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / toy.name / "train-1"
+    assert Path(done.stdout.strip()) == folder.relative_to(tmp_path) / "train.py" and (folder / "fsdp.yaml").is_file()
+
+
+def test_a_script_needs_no_weights_and_runs_nothing(toy, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_bytes((toy / name).read_bytes())
+    done = run("script", model, "--method", "IA-3", "--folder", tmp_path / "there", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'there' / 'train.py'}\n"), done.stderr
+    assert "has no weights yet" in done.stderr and "IA3Config" in (tmp_path / "there" / "train.py").read_text()
+    again = run("script", model, "--folder", tmp_path / "there", cwd=tmp_path)
+    assert again.returncode == 1 and again.stderr.count("\n") == 2  # the warning, and that nothing is overwritten
 
 
 def test_train_writes_a_script_runs_it_and_shows_what_came_of_it(toy, tmp_path):

@@ -22,7 +22,8 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     """The adapters that most people choose from, as `{name: PeftConfig}`.
 
     Where PEFT has default targets for the `model_type`, those; else LoRA takes the attention's linear modules, or, in
-    a model without attention, those that replace it, and IA-3 and LN tuning all of them.
+    a model without attention, those that replace it, and IA-3 and LN tuning all of them. LoRA on all of attention has a
+    row of its own where PEFT takes a part of it.
     """
     bitsandbytes()
     from peft import IA3Config, LNTuningConfig, LoraConfig
@@ -33,14 +34,14 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     attention, mlp = ([name for name, part in linear.items() if part == one] for one in ("attention", "mlp"))
     usual = attention or [name for name, part in linear.items() if part != "mlp"] or list(linear)
     refused = refused_for_lora(skeleton, list(linear))
-    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
-        kind, [name for name in usual if name not in refused]
-    )
+    own = [name for name in usual if name not in refused]
+    lora: Any = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, own)
     ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, list(linear))
     inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, mlp)
     layer_norms = constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING.get(kind, list(norms))
     adapters = {
         f"LoRA r{RANK}": LoraConfig(r=RANK, target_modules=lora),
+        **({f"LoRA r{RANK}, attention": LoraConfig(r=RANK, target_modules=own)} if set(own) > set(lora) else {}),
         f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, target_modules="all-linear", exclude_modules=refused or None),
         f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, target_modules=lora),
         "IA-3": IA3Config(target_modules=ia3, feedforward_modules=inner),

@@ -51,7 +51,7 @@ def _accelerators() -> list[tuple[str, str, int, int]]:
 
     if torch.backends.mps.is_available():
         limit = torch.mps.recommended_max_memory()
-        return [("mps", "Apple GPU", limit, max(limit - torch.mps.driver_allocated_memory(), 0))]
+        return [("mps", _apple_chip(), limit, max(limit - torch.mps.driver_allocated_memory(), 0))]
     rows = []
     for number in range(torch.cuda.device_count()):
         usable, total = torch.cuda.mem_get_info(number)
@@ -59,12 +59,23 @@ def _accelerators() -> list[tuple[str, str, int, int]]:
     return rows
 
 
+def _apple_chip() -> str:
+    """What macOS calls its chip, such as "Apple M1"; its CPU and GPU have one name."""
+    import subprocess
+
+    asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, check=False)
+    return asked.stdout.decode(errors="replace").strip() or "Apple GPU"
+
+
+def row_of_machine(device: str) -> pd.Series:
+    """The row of `this_machine` for a device, by which it is named; "cuda" is the first of them."""
+    table = this_machine().set_index("device")
+    return table.loc[device if device in table.index else f"{device}:0"]
+
+
 def usable_bytes(device: str) -> int:
     """What is free on a device of `this_machine`; "cuda" is the first of them, "auto" all of them together."""
-    table = this_machine().set_index("device")["usable_bytes"]
-    if device == "auto":
-        return int(table.sum())
-    return int(table[device] if device in table else table[f"{device}:0"])
+    return int(this_machine()["usable_bytes"].sum() if device == "auto" else row_of_machine(device)["usable_bytes"])
 
 
 def warn_if_too_large(weights_bytes: int, device: str) -> None:

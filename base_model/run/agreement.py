@@ -74,7 +74,8 @@ def agreement(checks: pd.DataFrame) -> str:
         return "There is nothing to compare: a second method or device is needed."
     failed = checks[~checks["match"].astype(bool)]
     if failed.empty:
-        return f"The runs agree: {len(checks)} of {len(checks)} comparisons match."
+        more = f" in {len(checks)} of {len(checks)} comparisons" if len(checks) > 1 else ""
+        return f"The runs agree{more}."
     return " ".join(_verdict(device, failed) for device in failed["check"].str.split(": ").str[0].unique())
 
 

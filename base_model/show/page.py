@@ -114,8 +114,9 @@ def run_notebook(place: Path | str) -> Path:
         raise ModelError(f"A cell of the notebook failed, so nothing was saved. {words}") from error
     stamp(notebook)
     folder.mkdir(parents=True, exist_ok=True)
-    page = _page_of(notebook, folder / NOTEBOOK.name)
-    _save(folder, {NOTEBOOK.name: _linked(f"{nbformat.writes(notebook)}\n", "../../"), PAGE: page})
+    # First what took the time: it is kept even if no page can be made of it.
+    _save(folder, {NOTEBOOK.name: _linked(f"{nbformat.writes(notebook)}\n", "../../")})
+    _save(folder, {PAGE: _page_of(notebook, folder / NOTEBOOK.name)})
     return folder
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from base_model import ModelError, format_bytes, format_count, format_share
+from base_model.train.gpus import CPU
+from base_model.train.ladder import PREPARED, QLORA
 from base_model.train.places import FITTING, RESERVED_AT_BEST, needed
 from base_model.train.recommend import RULE, usable_in
 
@@ -30,7 +32,7 @@ def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
     """The best row for each method of `recommend`, best first, in the columns that one decides by, as text.
 
     Columns: `method` (with checkpointing, where it has it), `verdict`, `peak_bytes`, `batch`, `one epoch`, `speed`,
-    `accuracy`.
+    `trainable` (parameters), `accuracy`.
     """
     best = recommendation.drop_duplicates("method").head(rows)
     table = best[["method", "verdict", "peak_bytes", "batch"]].copy()
@@ -38,6 +40,7 @@ def best_rows(recommendation: pd.DataFrame, rows: int = 5) -> pd.DataFrame:
     table["one epoch"] = list(map(hours_in_words, best["hours_low"], best["hours_high"]))
     speeds = best["tokens_per_s"]
     table["speed"] = ["n/a" if pd.isna(speed) else f"{_round(speed)} tokens/s" for speed in speeds]
+    table["trainable"] = best["trainable"]
     table["accuracy"] = ["n/a" if pd.isna(known) else f"{known:.3f}" for known in best["accuracy"]]
     return table.reset_index(drop=True)
 
@@ -69,8 +72,9 @@ def _on_answer(table: pd.DataFrame) -> str:
     time = "" if epoch == "n/a" else f" One epoch of your data takes {epoch}."
     size = f"{_count(best['batch'], 'text')} of up to {best['tokens']:,} tokens"
     return (
-        f"Start with {best['method']}, {how} checkpointing: a batch of {size} peaks at "
-        f"{format_bytes(best['peak_bytes'])}. {best['why']}{_longest(table, best)}{time}{_beyond(table)} {RULE}"
+        f"Start with {best['method']}, {how} checkpointing: it trains {format_count(int(best['trainable']))} "
+        f"parameters, and a batch of {size} peaks at {format_bytes(best['peak_bytes'])}. "
+        f"{best['why']}{_longest(table, best)}{time}{_beyond(table)} {RULE}"
     )
 
 
@@ -147,7 +151,7 @@ def _on_loss(losses: pd.DataFrame) -> str:
 def _on_inference(plan: pd.DataFrame) -> str:
     rows = plan.drop_duplicates("precision").dropna(subset="largest_context")
     fits = [f"{row.largest_context:,} in {row.precision}" for row in rows.itertuples() if row.largest_context]
-    free = f"With {format_bytes(plan['usable_bytes'].iloc[0])} free on {plan['device'].iloc[0]}"
+    free = f"With {format_bytes(plan['usable_bytes'].iloc[0])} free on this machine's {plan['device'].iloc[0]}"
     if not fits:
         return f"{free}, the model does not fit in any precision."
     longest, *rest = fits
@@ -193,7 +197,15 @@ def _on_ladder(ladder: pd.DataFrame) -> str:
     lightest = f"{best['change']} takes least ({format_bytes(int(best['peak_bytes']))})"
     heaviest = f"{worst['change']} takes most ({format_bytes(int(worst['peak_bytes']))})"
     ends = [lightest] * bool(best["difference_bytes"] < 0) + [heaviest] * bool(worst["difference_bytes"] > 0)
-    return f"{start} {f'Of the single changes, {_listed(ends)}' if ends else 'No single change matters'}."
+    words = f"{start} {f'Of the single changes, {_listed(ends)}' if ends else 'No single change matters'}."
+    return words + _trap(ladder.set_index("change")["peak_bytes"])
+
+
+def _trap(peaks: pd.Series) -> str:
+    """What PEFT's preparation for 4 bits costs, if both are known; "" where it costs nothing."""
+    if not {QLORA, PREPARED}.issubset(peaks.index) or pd.isna(cost := peaks[PREPARED] - peaks[QLORA]) or cost <= 0:
+        return ""
+    return f" QLoRA's trap, `prepare_model_for_kbit_training`, would cost {format_bytes(int(cost))} more."
 
 
 def _note(table: pd.DataFrame) -> str:
@@ -207,7 +219,19 @@ def _on_gpus(cards: pd.DataFrame) -> str:
     times = map(hours_in_words, *million_range(cards))
     cells = zip(times, cards["gpu"], cards["verdict"], strict=True)
     each = [f"{time} on the {gpu}{notes.get(verdict, '')}" for time, gpu, verdict in cells]
-    return f"With LoRA on all linear layers, a million tokens take {_listed(each)}. {_dominant(cards.iloc[0])}"
+    words = f"With LoRA on all linear layers, a million tokens take {_listed(each)}."
+    return f"{words}{_ratios(cards)} {_dominant(cards.iloc[0])}"
+
+
+def _ratios(cards: pd.DataFrame) -> str:
+    """How many times as fast each accelerator is as the slowest of them; "" for fewer than two."""
+    speeds = cards.set_index("gpu")["tokens_per_s"].drop(CPU, errors="ignore").sort_values(kind="stable")
+    if len(speeds) < 2:
+        return ""
+    slowest, *rest = speeds.index
+    pace = {gpu: _round(speeds[gpu] / speeds[slowest]) for gpu in rest}
+    each = [f"{gpu} is {times}" if gpu == rest[0] else f"the {gpu} {times}" for gpu, times in pace.items()]
+    return f" The {_listed(each)} times as fast as the {slowest}."
 
 
 def _on_time(plan: pd.DataFrame) -> str:

@@ -124,12 +124,12 @@ def flat(table: pd.DataFrame) -> pd.DataFrame:
 def markdown_table(table: pd.DataFrame) -> str:
     """Any table as Markdown, in the words of `readable`, headings too, nothing cut off; numbers to the right.
 
-    A table of six times as many columns as rows stands upright, one line per column. `show` is for notebooks.
+    A table of three times as many columns as rows stands upright, one line per column. `show` is for notebooks.
     """
     table = flat(table)
     lines = [[_heading(str(name)) for name in table], *_words(table).to_numpy().tolist()]
     rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
-    if len(table) and len(rules) >= 6 * len(table):
+    if len(table) and len(rules) >= 3 * len(table):
         lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
     lines = [[escape(cell) for cell in line] for line in lines]
     lines.insert(1, rules)

@@ -86,7 +86,7 @@ def _batches(lengths: pd.DataFrame, max_length: int | None, batch: int) -> dict[
         return {"steps per epoch": "none: TRL drops every example"}
     padding = {f"padding at batch {batch:,}, {order}": _padding(kept, batch, order) for order in ORDERS}
     packed = {f"packed to {most:,} tokens, {words}": _packed(lengths, most, name) for name, words in PACKINGS.items()}
-    steps = f"{-(-len(kept) // batch):,} of {batch:,} examples"
+    steps = f"{-(-len(kept) // batch):,} at batch {batch:,}"
     return padding | packed | {"steps per epoch": steps, "tokens per epoch": f"{kept.sum():,}"}
 
 

@@ -37,11 +37,15 @@ a mask for each layer, which checkpointing lets go. Three quarters of the plans 
 these cards cuBLAS takes two workspaces of 32 MiB, on others of 8 MiB, which plans assume. The others miss up to 135 MiB
 more, which torch's allocator leaves unsplit at the end of a block.
 
-The pace of the two cards was fitted to these steps, so the times describe the plan more than they test it. For the CPU
-beside the card one figure, 25 microseconds per launch, stands for all machines. Both hosts here were slower: a short
-batch waits for them, and took up to twice as long as planned. The host of the A100 below was faster. Hence the wide
-range there, from half the time to twice. Copies to the machine's memory, which offloading and paged optimizers make,
-are not planned.
+The last four are the largest batches that `recommend` gave for that H100, run by the script that it writes
+(`try_training`, whose times are means). They were planned before they ran, and nothing was changed since: each fits,
+with a peak within 0.1% of its plan.
+
+The pace of the two cards was fitted to the other steps, so their times describe the plan more than they test it. For
+the CPU beside the card one figure, 25 microseconds per launch, stands for all machines. Both hosts here were slower: a
+short batch waits for them, and took up to twice as long as planned. The host of the A100 below was faster. Hence the
+wide range there, from half the time to twice. Copies to the machine's memory, which offloading and paged optimizers
+make, are not planned.
 """
 LOOPS = """
 ## Llama-3.2-3B: counts, files, and peaks of a plain loop

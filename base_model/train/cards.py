@@ -7,9 +7,8 @@ import pandas as pd
 
 from base_model import ModelError, require_whole
 from base_model.plan.adapters import RANK
-from base_model.train.gpus import card
 from base_model.train.methods import method_of
-from base_model.train.places import place_of, verdict_of
+from base_model.train.places import Place, place_of, verdict_of
 from base_model.train.search import Search, Step
 from base_model.train.time import time_on
 
@@ -18,17 +17,25 @@ MILLION = 1_000_000
 
 
 def cards_table(config: Any, names: Any, tokens: int, batch: int) -> pd.DataFrame:
-    """One row per card: whether a step of TRL's defaults, LoRA on all linear layers, fits, and how long it takes."""
+    """One row per card: whether a step of TRL's defaults, LoRA on all linear layers, fits, and how long it takes.
+
+    A name of None is this machine; it has no row if its accelerator is not known.
+    """
     require_whole("tokens", tokens, least=2)
     require_whole("batch", batch)
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, Iterable) or not (names := list(names)):
         raise ModelError("`gpus` must be the names of cards, such as ['RTX 4090', 'T4']. `gpus()` lists all.")
-    known = {on["gpu"]: on for on in map(card, names)}  # first: a name that is not known is told at once
+    places = [place_of(name, None) for name in names]  # first: a name that is not known is told at once
+    known: dict[str, tuple[Place, pd.Series]] = {}
+    for place in places:
+        if place.on is not None:
+            known.setdefault(place.on["gpu"], (place, place.on))
+    if not known:
+        raise ModelError("The speed of this machine's accelerator is not known. Name a card that `gpus()` lists.")
     steps: dict[bool, Step] = {}  # of all cards, and of the CPU, which computes in float32
     rows = []
-    for name, on in known.items():
-        place = place_of(name, None)
+    for name, (place, on) in known.items():
         if place.cpu not in steps:
             search = Search(config, place, method_of(f"LoRA r{RANK}, all linear"), True, tokens, 1)
             steps[place.cpu] = search.plan(batch)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from base_model import ModelError, visible, warn
-from base_model.plan.machine import this_machine
+from base_model.plan.machine import row_of_machine
 from base_model.plan.speed import cpu_flops, memory_bandwidth
 
 COLUMNS = ("gpu", "memory_bytes", "bandwidth", "bf16_flops", "fp16_flops", "fp32_flops", "source")
@@ -51,7 +51,7 @@ def this_cpu() -> pd.Series:
     `memory_bytes` is the RAM, or a container's limit; `bandwidth` that of matrix-vector products in float32; the
     operations those of a linear layer's training step, in each dtype.
     """
-    memory = this_machine().set_index("device").loc["cpu", "total_bytes"]
+    memory = row_of_machine("cpu")["total_bytes"]
     bandwidth = memory_bandwidth("cpu", "float32", seconds=0.3)
     flops = [cpu_flops(dtype) for dtype in FLOPS.values()]
     source = "measured on this machine: matrix-vector products, and the products of a linear layer's training step"
@@ -79,6 +79,20 @@ def card(name: str) -> pd.Series:
     others = " or ".join(found["gpu"])
     warn(f"{visible(name)!r} could be {others}: taken as {slowest['gpu']}, the slowest. Give its full name.")
     return slowest
+
+
+def this_card(device: str) -> pd.Series | None:
+    """The row of `gpus` for a device of this machine, such as "cuda"; None, with a ModelWarning, where none is known.
+
+    The CPU is measured; an accelerator is found by what its driver calls it.
+    """
+    if is_cpu(device):
+        return this_cpu()
+    try:
+        return card(row_of_machine(device)["name"])
+    except ModelError as error:
+        warn(f"Times are not planned. {error}")
+        return None
 
 
 def is_cpu(name: str) -> bool:

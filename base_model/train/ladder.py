@@ -16,6 +16,8 @@ from base_model.train.trainer import WORKSPACE_BYTES, measured
 METHOD_COLUMNS = ("method", "batch", "tokens", *COLUMNS, "note")
 LADDER_COLUMNS = ("change", "batch", "tokens", *COLUMNS, "difference_bytes", "note")
 START = f"TRL's defaults, LoRA r{RANK} on all linear layers"
+QLORA = "4 bits (QLoRA)"
+PREPARED = "4 bits and PEFT's preparation (the trap)"
 
 
 def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
@@ -43,10 +45,10 @@ def compare_training(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(METHOD_COLUMNS)).astype(dict.fromkeys(COLUMNS, "Int64"))
 
 
-def at_peak(config: Any, args: Any, adapter: Any, packing: Any, tokens: int) -> list[Any]:
+def at_peak(config: Any, args: Any, adapter: Any, packing: Any, tokens: int, prepared: bool = False) -> list[Any]:
     """The cells of `COLUMNS` at the peak, and the note."""
     try:
-        ledger, embedding, _ = measured(config, args, adapter, packing, tokens)
+        ledger, embedding, _ = measured(config, args, adapter, packing, tokens, prepared=prepared)
     except ModelError as error:
         return [pd.NA] * len(COLUMNS) + [str(error)]
     parts = {part: ledger.at_peak[part] for part in PARTS}
@@ -59,7 +61,7 @@ def ladder(config: Any, tokens: int, batch: int) -> pd.DataFrame:
     require_whole("tokens", tokens, least=4)  # it is halved
     require_whole("batch", batch)
     rows = [
-        [change, size, length, *at_peak(config, args, adapter, packed, length)]
+        [change, size, length, *at_peak(config, args, adapter, packed, length, prepared=change == PREPARED)]
         for change, size, length, args, adapter, packed in planning_bar(_changes(config, tokens, batch))
     ]
     table = pd.DataFrame(rows, columns=[name for name in LADDER_COLUMNS if name != "difference_bytes"])
@@ -79,7 +81,8 @@ def _changes(config: Any, tokens: int, batch: int) -> list[tuple[Any, ...]]:
         ("no checkpointing", batch, tokens, own | {"gradient_checkpointing": False}, lora, None),
         ("the loss over all logits at once (HF's Trainer)", batch, tokens, _hf(batch), lora, None),
         ("8-bit Adam", batch, tokens, own | {"optim": "adamw_8bit"}, lora, None),
-        ("4 bits (QLoRA)", batch, tokens, own, lora, packing_of(packed)),
+        (QLORA, batch, tokens, own, lora, packing_of(packed)),
+        (PREPARED, batch, tokens, own, lora, packing_of(packed)),
         ("half the length", batch, tokens // 2, own, lora, None),
         ("twice the batch", 2 * batch, tokens, twice, lora, None),
         ("IA-3 instead", batch, tokens, own, ia3, None),

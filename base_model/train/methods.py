@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from base_model.architecture.config import skeleton_of
-from base_model.plan.adapters import RANK, linear_modules, refused_for_lora
+from base_model.architecture.config import count_parameters, skeleton_of
+from base_model.plan.adapters import RANK, attach, linear_modules, refused_for_lora
 
 # Test accuracy on GSM8K after tuning Llama-3.2-3B on MetaMathQA: one model and one task, a hint and no promise.
 # https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA
@@ -60,6 +60,12 @@ def adapter_of(config: Any, method: Method) -> Any:
         r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", exclude_modules=refused or None,
         use_dora=method.adapter == "DoRA", **task,
     )  # fmt: skip
+
+
+def trained_by(config: Any, method: Method) -> int:
+    """How many parameters a method trains; those of an adapter are counted by PEFT. Raises ModelError."""
+    skeleton, adapter = skeleton_of(config), adapter_of(config, method)
+    return count_parameters(skeleton) if adapter is None else attach(skeleton, adapter).get_nb_trainable_parameters()[0]
 
 
 def packing_of(method: Method) -> Any:

@@ -159,9 +159,12 @@ def plan_time(
     )
 
 
-def compare_gpus(model: str | Path, gpus: Iterable[str] = COMMON, tokens: int = 1024, batch: int = 4) -> pd.DataFrame:
+def compare_gpus(
+    model: str | Path, gpus: Iterable[str | None] = COMMON, tokens: int = 1024, batch: int = 4
+) -> pd.DataFrame:
     """One step of TRL's defaults, LoRA on all linear layers, on several cards of `gpus`: planned once, timed on each.
 
+    None among the cards is this machine, left out with a ModelWarning if its accelerator is not one of them.
     Columns: `gpu`, `memory_bytes` (as sold), `peak_bytes`, `verdict` (fits, tight, does not fit), those of `plan_time`,
     `hours_per_million` (tokens). Raises ModelError for an unknown card.
     """
@@ -186,7 +189,8 @@ def recommend(
     `tokens` (of the longest text), `peak_bytes`, `share` (of what the place has, with what an allocator reserves),
     `verdict` (fits, tight, does not fit, not planned), `hours_low`, `hours_high` (of one epoch of `data`), `accuracy`
     (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
-    `devices`, `least_bytes` (the peak at batch 1, along a line through models of a few layers).
+    `devices`, `least_bytes` (the peak at batch 1, along a line through models of a few layers), `trainable`
+    (parameters).
     What fits comes first; among that, methods whose published accuracy is within 0.05 of the best; then the faster.
     An interrupted search keeps what it has found. Raises ModelError.
     """

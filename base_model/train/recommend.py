@@ -11,7 +11,7 @@ import pandas as pd
 from base_model import ModelError, ModelWarning, format_bytes, require_whole, warn
 from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.train.arguments import MOST_DEVICES
-from base_model.train.methods import METHODS
+from base_model.train.methods import METHODS, trained_by
 from base_model.train.places import FITTING, RESERVED, RESERVED_AT_BEST, Place, needed, verdict_of
 from base_model.train.progress import planning_bar
 from base_model.train.search import LENGTH, MOST_BATCH, Found, Search, Step, largest, longest_text
@@ -20,9 +20,9 @@ from base_model.train.workers import results
 
 COLUMNS = (
     "method", "checkpointing", "batch", "tokens", "peak_bytes", "share", "verdict", "hours_low", "hours_high",
-    "accuracy", "why", "longest", "tokens_per_s", "devices", "least_bytes",
+    "accuracy", "why", "longest", "tokens_per_s", "devices", "least_bytes", "trainable",
 )  # fmt: skip
-WHOLE = ("batch", "peak_bytes", "longest", "least_bytes")
+WHOLE = ("batch", "peak_bytes", "longest", "least_bytes", "trainable")
 RULE = "Methods that fit come first; of these, the ones within 0.05 of the best published accuracy; then the faster."
 FEWEST_STEPS = 16  # in an epoch of the data: fewer learn little, however fast
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
@@ -121,7 +121,8 @@ def outcome_of(search: Search) -> tuple[Found | ModelError, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found: Found | ModelError = with_longest(search, largest(search))
+            best = replace(largest(search), trained=trained_by(search.config, search.method))
+            found: Found | ModelError = with_longest(search, best)
         except ModelError as error:  # an architecture that this method cannot be planned for
             found = error
     return found, [str(one.message) for one in caught if issubclass(one.category, ModelWarning)]
@@ -138,7 +139,7 @@ def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], flo
     """The cells of `COLUMNS` for one search."""
     if isinstance(found, ModelError):
         nothing = [pd.NA, search.tokens, pd.NA, float("nan"), "not planned", float("nan"), float("nan")]
-        return _cells(search, nothing, str(found), pd.NA, float("nan"), pd.NA)
+        return _cells(search, nothing, str(found), pd.NA, float("nan"), pd.NA, pd.NA)
     batch, step, exact, least = found.batch, found.step, found.exact, found.least
     verdict = verdict_of(step.peak, search.place.usable)
     share = needed(step.peak) / search.place.usable
@@ -146,12 +147,12 @@ def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], flo
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
     why = _why(search, step, batch, verdict, exact)
     longest = pd.NA if found.longest is None else found.longest
-    return _cells(search, cells, why, longest, speed, int(min(least, step.peak)))
+    return _cells(search, cells, why, longest, speed, int(min(least, step.peak)), found.trained)
 
 
-def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float, least: Any) -> list[Any]:
+def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float, *last: Any) -> list[Any]:
     accuracy = pd.NA if search.method.accuracy is None else search.method.accuracy
-    return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices, least]
+    return [search.method.name, search.checkpointing, *cells, accuracy, why, longest, speed, search.devices, *last]
 
 
 def _pace(search: Search, step: Step, batch: int, epoch: Callable[[int], float] | None) -> tuple[float, float, float]:

@@ -50,7 +50,7 @@ MORE = (
     "max_steps=options.steps,",
     'eval_strategy="steps",',
     "eval_steps=100,",
-    "eval_on_start=True,  # the loss before tuning, which is the one to beat",
+    "eval_on_start=True,  # the loss before the first step, which is the one to beat",
     "save_steps=100, save_total_limit=2,  # older ones are deleted",
     "seed=SEED,",
 )

@@ -36,7 +36,7 @@ class Step:
 class Found:
     """The largest `batch` that fits, or 1, and its `step`; `slope`, the bytes of one text more; `exact`, whether the
     whole model was planned; `least`, the peak with one text, as proposed; `longest`, the tokens that a text may have
-    at batch 1, None where there is no room for `LENGTH` tokens.
+    at batch 1, None where there is no room for `LENGTH` tokens; `trained`, the parameters that the method trains.
     """
 
     batch: int
@@ -45,6 +45,7 @@ class Found:
     exact: bool
     least: float
     longest: int | None = None
+    trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Search:
 
     def arguments(self, batch: int) -> dict[str, Any]:
         """The trainer's arguments, as `write_script` sets them; float16 is planned as bfloat16, of the same bytes."""
-        single = self.place.cpu or (self.place.half and self.method.adapter is None)
+        scaled = self.place.half and not self.place.apple  # gradients of float16, which weights in float32 survive
+        single = self.place.cpu or (scaled and self.method.adapter is None)
         return {
             "per_device_train_batch_size": batch, "gradient_checkpointing": self.checkpointing,
             "optim": self.method.optim, "use_cpu": self.place.cpu, "bf16": not self.place.cpu,

@@ -94,7 +94,17 @@ def arguments(choice: Choice, here: Precision) -> dict[str, Any]:
 def settings(config: Any, choice: Choice) -> str:
     """The Python of one choice: imports, the precision, then `adapter`, `quantization` and `args`, as far as needed."""
     names = "\n".join(imports(config, choice))
-    return f"import torch\n{names}\n\n{body(config, choice)}"
+    return f"import torch\n{names}\n\n{body(config, choice)}{_usage(choice)}"
+
+
+def _usage(choice: Choice) -> str:
+    """How the settings are handed over, as comments."""
+    packed = ", quantization_config=quantization" if packing_of(choice.method) is not None else ""
+    adapter = ", peft_config=adapter" if choice.method.adapter else ""
+    return (
+        f"# model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype{packed})\n"
+        f"# SFTTrainer(model, args, train_dataset=rows{adapter}).train()\n"
+    )
 
 
 def imports(config: Any, choice: Choice) -> list[str]:

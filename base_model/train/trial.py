@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from base_model import ModelError, format_bytes, require_whole, visible, warn
-from base_model.plan.machine import this_machine
+from base_model.plan.machine import usable_bytes
 from base_model.scratch import scratch_folder
 from base_model.text.data import read_data, watched
 from base_model.text.lengths import text_lengths
-from base_model.train.gpus import CPU
+from base_model.train.gpus import this_card
 from base_model.train.methods import adapter_of, packing_of
 from base_model.train.script import write_script
 from base_model.train.settings import Choice, Precision, arguments, precision_here
@@ -29,6 +29,7 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # A launcher's place for its own process: the script would wait for the others.
 LAUNCHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 LEAST = 3  # steps: the first warms up, the last may be listened to, and one between them is timed
+FAR = 3  # times what is planned: a plan is off by up to twice, a busy machine by more
 HELD_OUT = 12  # texts at least beyond those that are trained on: the script holds out one in ten
 
 
@@ -81,37 +82,19 @@ def planned(config: Any, choice: Choice, here: Precision, batch: int, tokens: in
 
 def _seconds(config: Any, choice: Choice, here: Precision, batch: int, tokens: int) -> float | None:
     """The planned time of a step here; None for an accelerator that is not in `gpus`."""
-    gpu = _name_of(here.device)
-    if gpu is None:
+    on = this_card(here.device)
+    if on is None:
         return None
     adapter, packing = adapter_of(config, choice.method), packing_of(choice.method)
     args = arguments(choice, here) | {"per_device_train_batch_size": batch}
     load = {"dtype": here.dtype}
-    plan = plan_time(config, args, adapter, packing, tokens, gpu, model_init_kwargs=load)
+    plan = plan_time(config, args, adapter, packing, tokens, on["gpu"], model_init_kwargs=load)
     return float(plan["step_s"][0])
-
-
-def _name_of(device: str) -> str | None:
-    """What `gpus` calls this machine's device."""
-    from base_model.train.gpus import card
-
-    if device == "cpu":
-        return CPU
-    if device == "cuda":
-        import torch
-
-        name = torch.cuda.get_device_name()
-        try:
-            return str(card(name)["gpu"])
-        except ModelError as error:
-            warn(f"The time is not planned. {error}")
-    return None
 
 
 def _require_room(peak: int, here: Precision) -> None:
     """A machine that swaps stands still for everybody: stop before."""
-    machine = this_machine().set_index("device")
-    usable = int(machine["usable_bytes"].get(here.device, machine["usable_bytes"].iloc[0]))
+    usable = usable_bytes(here.device)
     if peak > usable:
         raise ModelError(
             f"The plan needs {format_bytes(peak)}, but {here.device} has {format_bytes(usable)} free. Try a row "
@@ -181,6 +164,8 @@ def compared(config: Any, choice: Choice, steps: list[dict[str, Any]]) -> pd.Dat
         seconds = float(np.mean([step["seconds"] for step in timed]))
         plan_s = _seconds(config, choice, here, timed[0]["batch"], tokens)
         rows.append(_row(f"seconds per step of {timed[0]['batch']} x {tokens:,} tokens", plan_s, seconds))
+        if plan_s and seconds > FAR * plan_s:
+            warn("A step took much longer than planned. Was the machine busy with something else, or short of memory?")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -134,10 +134,11 @@ def test_published_counts_of_the_smaller_models():
     assert adapters.plan_adapters(one, {"all": given["all"]})["trainable"][0] == 11_272_192
 
 
-def test_the_defaults_are_six_and_tell_their_targets(toy, planned):
+def test_the_defaults_tell_their_targets(toy):
     table = mt.plan_adapters(toy).set_index("adapter")
     assert list(table.index) == [
         "LoRA r16",
+        "LoRA r16, attention",
         "LoRA r16, all linear",
         "DoRA r16",
         "IA-3",
@@ -145,6 +146,7 @@ def test_the_defaults_are_six_and_tell_their_targets(toy, planned):
         "LN tuning",
     ]
     assert table.loc["LoRA r16", "targets"] == "q_proj, v_proj"
+    assert table.loc["LoRA r16, attention", "targets"] == "q_proj, k_proj, v_proj, o_proj"
     assert table.loc["IA-3", "targets"] == "k_proj, v_proj, down_proj"
     assert (table["layers"] == 2).all()
     assert (table["note"] == "").all()

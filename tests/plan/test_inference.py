@@ -1,6 +1,8 @@
 """The skeleton, the KV cache, memory in several precisions, and this machine; real caches and weights are the judges."""
 
 import json
+import subprocess
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -315,7 +317,8 @@ def test_mps_has_what_apple_recommends(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5 * GIB)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: GIB)
-    assert tuple(mt.this_machine().loc[1]) == ("mps", "Apple GPU", 5 * GIB, 4 * GIB)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: SimpleNamespace(stdout=b"Apple M1\n"))
+    assert tuple(mt.this_machine().loc[1]) == ("mps", "Apple M1", 5 * GIB, 4 * GIB)
     assert machine.usable_bytes("mps") == 4 * GIB
 
 

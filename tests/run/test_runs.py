@@ -359,7 +359,7 @@ def test_equal_runs_match(on_cpu):
         "mps: scores of these tokens, as cpu",
     ]
     assert checks["match"].all()
-    assert mt.agreement(checks) == "The runs agree: 3 of 3 comparisons match."
+    assert mt.agreement(checks) == "The runs agree in 3 of 3 comparisons."
 
 
 def test_methods_that_disagree_are_told(on_cpu):

@@ -7,6 +7,7 @@ import pytest
 
 import model_tools as mt
 from base_model.show import answer_charts, charts, sentences
+from base_model.train.ladder import PREPARED, QLORA
 
 G = 2**30
 
@@ -26,14 +27,15 @@ def answer():
     table = table.assign(tokens=1024, peak_bytes=peaks, share=[peak * 1.1 / (15 * G) for peak in peaks])
     table["why"] = ["It needs 14.30 of 15.00 GiB."] * 3 + ["One text needs 24.52 GiB more."]
     table["longest"] = pd.array([8192, 2048, 9024, None], dtype="Int64")
+    table["trainable"] = pd.array([24_313_856, 24_313_856, 24_313_856, 3_212_749_824], dtype="Int64")
     return table.astype({"accuracy": "Float64"})
 
 
 def test_the_answer_is_read_aloud(answer):
     words = mt.in_words(answer)
     assert words.startswith(
-        "Start with LoRA r16, all linear, with checkpointing: a batch of 1,200 texts of up to 1,024 tokens peaks at "
-        "13.00 GiB. It needs 14.30 of 15.00 GiB. At batch 1, a text may have up to 8,192 tokens. "
+        "Start with LoRA r16, all linear, with checkpointing: it trains 24,313,856 (~24.3 M) parameters, and a batch of "
+        "1,200 texts of up to 1,024 tokens peaks at 13.00 GiB. It needs 14.30 of 15.00 GiB. At batch 1, a text may have up to 8,192 tokens. "
         "One epoch of your data takes 18 to 30 min. "
         "This does not fit, even if the allocator reserves only 4%: full fine-tuning (24.52 GiB too much). "
         "Methods that fit come first"
@@ -74,6 +76,7 @@ def test_the_table_of_the_answer_has_each_method_once(answer):
     ]
     assert list(table["speed"]) == ["1,500 tokens/s", "900 tokens/s", "n/a"]
     assert list(table["accuracy"]) == ["0.494", "n/a", "0.472"]
+    assert list(table["trainable"]) == [24_313_856, 24_313_856, 3_212_749_824]
     assert len(mt.best_rows(answer, rows=2)) == 2
 
 
@@ -125,6 +128,26 @@ def test_single_changes_are_told_by_the_lightest_and_the_heaviest():
     assert mt.in_words(ladder.drop(columns="batch")).startswith("With TRL's defaults, a step peaks at 2.00 GiB.")
 
 
+@pytest.mark.parametrize(("packed", "prepared", "told"), [(2, 3, "1.00 GiB more"), (3, 3, ""), (2, None, "")])
+def test_what_the_preparation_for_4_bits_costs_is_told(packed, prepared, told):
+    peaks = pd.array([4 * G, packed * G, None if prepared is None else prepared * G], dtype="Int64")
+    ladder = pd.DataFrame(
+        {"change": ["TRL's defaults", QLORA, PREPARED], "batch": 4, "tokens": 1024, "peak_bytes": peaks}
+    )
+    words = mt.in_words(ladder.assign(difference_bytes=ladder["peak_bytes"] - 4 * G))
+    assert ("prepare_model_for_kbit_training" in words) == bool(told) and told in words
+
+
+def test_cards_are_compared_with_the_slowest_of_them():
+    cards = pd.DataFrame({
+        "gpu": ["CPU", "A100", "T4", "4090"], "verdict": "fits", "tokens_per_s": [10.0, 900.0, 100.0, 620.0],
+        "hours_per_million": 1.0, "step_s": 1.0, "low_s": 0.8, "high_s": 1.2, "compute_s": 0.8, "memory_s": 0.1,
+        "launch_s": 0.1,
+    })  # fmt: skip
+    assert " The 4090 is 6.2 and the A100 9.0 times as fast as the T4. On the CPU, 80%" in mt.in_words(cards)
+    assert "times" not in mt.in_words(cards.head(2))
+
+
 @pytest.mark.parametrize(
     ("longest", "words"),
     [
@@ -137,7 +160,7 @@ def test_single_changes_are_told_by_the_lightest_and_the_heaviest():
 def test_the_longest_text_is_told_once_where_it_is_the_same_in_every_precision(longest, words):
     plan = pd.DataFrame({"precision": ["float32", "int8", "nf4"], "largest_context": longest})
     plan = plan.assign(usable_bytes=G, device="cpu").astype({"largest_context": "Int64"})
-    assert mt.in_words(plan) == f"With 1.00 GiB free on cpu, a text may have up to {words}."
+    assert mt.in_words(plan) == f"With 1.00 GiB free on this machine's cpu, a text may have up to {words}."
     assert "does not fit in any" in mt.in_words(plan.assign(largest_context=0))
 
 
@@ -229,5 +252,5 @@ def test_what_dominates_a_step_is_told_with_what_would_change_it(part, doing, ch
     words = mt.in_words(plan)
     assert words.startswith("A step takes 0.75 to 1.2 s. On the RTX 4090, 80% of a step is ")
     assert doing in words and change in words
-    cards = plan.assign(hours_per_million=2.0, verdict="fits")
+    cards = plan.assign(hours_per_million=2.0, verdict="fits", tokens_per_s=1.0)
     assert words.partition(". ")[2] in mt.in_words(cards)

@@ -150,7 +150,7 @@ def test_the_facts(tokenizers):
     assert found["tokens that count in the loss"] == "9 of 14 (64.3%)"
     assert found["duplicates of an earlier example"] == "1 (row 2)"
     assert found["examples that train the end of text"] == "2 of 4 (50.0%)"
-    assert found["steps per epoch"] == "2 of 2 examples"
+    assert found["steps per epoch"] == "2 at batch 2"
     assert found["tokens per epoch"] == "14"
     assert found["packed to 6 tokens, best fit (bfd)"] == "4 sequences, 83.3% full"
     assert found["packed to 6 tokens, end to end (wrapped)"] == "5 sequences, 86.7% full"

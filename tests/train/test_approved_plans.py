@@ -8,14 +8,15 @@ from transformers import LlamaConfig
 
 from base_model.architecture.config import read_architecture
 from base_model.train import published
-from base_model.train.gpus import card
+from base_model.train.gpus import card, gpus
 from base_model.train.methods import METHODS, adapter_of, packing_of
 from base_model.train.time import step_costs, time_on
 from base_model.train.trainer import plan_trainer
 from tests.approving import require_approved
 from tests.folders import write_toy
 
-APPROVED = Path(__file__).parent / "approved_plans.txt"
+APPROVED = Path(__file__).parent / "approved"
+CARDS = ("T4", "RTX 4090", "L40S", "A100 PCIe 80GB", "H100 SXM")
 BATCH = {"per_device_train_batch_size": 2}
 BIG = LlamaConfig(  # so wide that cards compute, rather than wait for their hosts
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8,
@@ -37,35 +38,44 @@ def toy(tmp_path_factory):
     return read_architecture(write_toy(tmp_path_factory.mktemp("models") / "toy"))
 
 
-def rows(toy):
-    """A line for each plan: what was set, and every cell of its row."""
-    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    for name, arguments in RUNS.items():
-        for adapter in (None, lora):
-            yield name, "LoRA" if adapter else "full", plan_trainer(toy, arguments, adapter, tokens=48)
-    for method in METHODS:
-        adapter, packing = adapter_of(BIG, method), packing_of(method)
-        yield "method", method.name, plan_trainer(BIG, BATCH | {"optim": method.optim}, adapter, packing, 1024)
-        costs = step_costs(BIG, BATCH | {"optim": method.optim}, adapter, packing, 1024, "trl", None)
-        for gpu in ("T4", "RTX 4090", "L40S", "A100 PCIe 80GB", "H100 SXM"):
-            yield "time", method.name, time_on(*costs[:2], card(gpu), costs[2])
-    for devices in (2, 3):
-        for adapter in (None, lora):
-            yield (
-                f"{devices} devices",
-                "LoRA" if adapter else "full",
-                plan_trainer(toy, BATCH, adapter, None, 48, devices),
-            )
-    yield "HF's Trainer", "LoRA", plan_trainer(toy, BATCH, lora, None, 48, trainer="hf")
+def cells(*plans):
+    """A line for each table of one row."""
+    for plan in plans:
+        yield " ".join(f"{value:.5g}" if isinstance(value, float) else str(value) for value in plan.iloc[0])
+
+
+def require(name, lines):
+    require_approved(APPROVED / f"{name}.txt", "\n".join(lines) + "\n")
+
+
+def lora():
+    return peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_planned_as_it_was_approved(toy, name):
+    require(name, cells(*(plan_trainer(toy, RUNS[name], adapter, tokens=48) for adapter in (None, lora()))))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_a_shared_run_is_planned_as_it_was_approved(toy, devices):
+    shared = (plan_trainer(toy, BATCH, adapter, None, 48, devices) for adapter in (None, lora()))
+    require(f"{devices} devices", cells(*shared))
+
+
+def test_a_run_of_hf_is_planned_as_it_was_approved(toy):
+    require("HF's Trainer", cells(plan_trainer(toy, BATCH, lora(), None, 48, trainer="hf")))
 
 
 @pytest.mark.filterwarnings("ignore::base_model.ModelWarning")
-def test_plans_are_as_they_were_approved(toy):
-    text = ""
-    for name, what, plan in rows(toy):
-        cells = (f"{value:.5g}" if isinstance(value, float) else value for value in plan.iloc[0])
-        text += f"{name}, {what}: {' '.join(map(str, cells))}\n"
-    require_approved(APPROVED, text)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_method_is_planned_and_timed_as_it_was_approved(method):
+    adapter, packing = adapter_of(BIG, method), packing_of(method)
+    args = BATCH | {"optim": method.optim}
+    costs, tokens, half = step_costs(BIG, args, adapter, packing, 1024, "trl", None)
+    cards = list(gpus()["gpu"]) if method.name == METHODS[-1].name else CARDS
+    times = (time_on(costs, tokens, card(gpu), half) for gpu in cards)
+    require(method.name, cells(plan_trainer(BIG, args, adapter, packing, 1024), *times))
 
 
 def test_the_published_figures_are_those_of_their_sources(monkeypatch):

@@ -111,10 +111,12 @@ def test_an_unknown_card_has_no_planned_time(toy, monkeypatch):
 
     here = Precision("cuda", True, False, "bfloat16")
     monkeypatch.setattr(trial, "precision_here", lambda choice: here)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary 1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (2**30, 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA Imaginary 1")
     lines = ['{"batch": 2, "tokens": 64, "seconds": 0.5, "peak_bytes": 99}'] * 2
     lines += ['{"batch": 2, "tokens": 40, "seconds": 0.3, "peak_bytes": 70}']
-    with pytest.warns(mt.ModelWarning, match="The time is not planned"):
+    with pytest.warns(mt.ModelWarning, match="Times are not planned"):
         table = trial.compared(read_architecture(toy), choice_of(LORA), list(map(json.loads, lines)))
     assert list(table["measured"]) == [99, 0.4]
     assert table["check"][0] == "peak of 2 x 64 tokens (bytes)" and pd.isna(table["planned"][1])
