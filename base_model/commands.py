@@ -255,7 +255,8 @@ def lab(model: Named = None) -> None:
         "DATA": _from_anywhere(os.environ.get("DATA", "")),
         "PYTHONPATH": str(HERE),
     }
-    words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={HERE}", str(copied)]
+    root = ["--allow-root"] if getattr(os, "geteuid", lambda: -1)() == 0 else []  # as one is in a container
+    words = [sys.executable, "-m", "jupyterlab", *root, f"--ServerApp.root_dir={HERE}", str(copied)]
     os.execve(words[0], words, os.environ | names)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 import model_tools as mt
+from base_model.train.places import FITTING
 from tests.folders import LLAMA_1B, LLAMA_3B, write_llama_3b, write_replica
 
 STEPS = {  # what the chart itself does not say
@@ -62,7 +63,8 @@ def card_row(gpu: str, answer: pd.DataFrame) -> str:
     best, full = answer.iloc[0], answer[answer["method"].str.startswith("full")].iloc[0]
     name = next(one for one in mt.gpus()["gpu"] if gpu in one).removeprefix("NVIDIA ")
     optimizer = "8-bit Adam" if "8-bit" in full["method"] else "AdamW"
-    whole = f"{optimizer}, {_size(full)}" if full["verdict"] == "fits" else "no"
+    tight = ", tight" if full["verdict"] == "tight" else ""
+    whole = f"{optimizer}, {_size(full)}{tight}" if full["verdict"] in FITTING else "no"
     cells = [name, f"{best['method']}, {_size(best)}", mt.format_bytes(best["peak_bytes"])]
     speed = float(format(best["tokens_per_s"], ".2g"))
     return f"| {' | '.join(cells)} | {speed:,.0f} | {whole} |"

@@ -171,3 +171,12 @@ def test_a_run_says_what_the_environment_chose(toy, monkeypatch):
     words = mt.this_run(toy, "RTX 4090")
     assert words.startswith(f"This run: {toy.name}\nPlanned for RTX 4090. ")
     assert "TOKENS" in words and "GPU" not in words
+
+
+def test_a_run_is_for_the_last_device_which_is_the_accelerator(toy, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (3 * 2**30, 4 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA L4")
+    assert "Planned for this machine's cuda:0 (NVIDIA L4, 4.00 GiB). " in mt.this_run(toy)

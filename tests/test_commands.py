@@ -171,6 +171,10 @@ def test_lab_opens_a_copy_on_the_model_that_is_meant(monkeypatch, tmp_path, ther
         program == sys.executable and words[1:3] == ["-m", "jupyterlab"] and words[-1] == str(tmp_path / "copy.ipynb")
     )
     assert (environment["DATA"], environment["PYTHONPATH"]) == (str(tmp_path / "my.jsonl"), str(ROOT))
+    for user in (0, 1000):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        commands.lab("org/name")
+        assert ("--allow-root" in started[-1][1]) == (user == 0)
 
 
 def test_wrong_usage_is_exit_code_2(toy):

@@ -215,14 +215,13 @@ def _require_inside(folder: Path, link: Path) -> None:
         raise ModelError(f"{visible(link.name)} is a link that leads out of {folder}. Put the file itself there.")
 
 
-def model_headers(folder: Path, known: Mapping[str, Header] | None = None) -> dict[str, Header]:
+def model_headers(folder: Path, known: Mapping[str, Header]) -> dict[str, Header]:
     """`{file name: header}` of the model's weights, every file whole, and in agreement with the index.
 
-    Headers of whole files that were read already may be given as `known`.
+    `known` are the headers of whole files that were read already.
     Raises ModelError for tensors that are missing or stored twice; warns of files that are not part of the model.
     """
     index = read_index(folder)
-    known = known or {}
     headers = {path.name: known.get(path.name) or read_header(path) for path in weight_files(folder, index)}
     if index and SINGLE_FILE not in headers:
         _require_places(index, headers)

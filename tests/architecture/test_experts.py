@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import model_tools as mt
+from base_model.architecture import experts
 from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.architecture.experts import active_parameters, experts_of
 from tests.folders import toy_tokenizer, write_replica, write_tensors
@@ -202,3 +203,16 @@ def test_experts_without_a_word_on_how_many_read_a_token(tmp_path):
 def test_the_dtype_of_most_bytes_is_named_first(tmp_path):
     write_tensors(tmp_path / "model.safetensors", {"a": ("F32", (4,)), "b": ("BF16", (100,)), "c": ("F16", (10,))})
     assert list(mt.compare_models([tmp_path])["dtype"]) == ["BF16, F16, F32"]
+
+
+def test_experts_that_are_modules_of_their_own_are_idle_too():
+    """As in models whose experts no tensor holds together: each that is left out counts whole, the router not at all."""
+    import torch
+
+    def layer(number):
+        return torch.nn.ModuleDict({
+            "router": torch.nn.Linear(3, number, bias=False),
+            "experts": torch.nn.ModuleList([torch.nn.Linear(3, 5, bias=False) for _ in range(number)]),
+        })  # fmt: skip
+
+    assert experts._idle(layer(4), layer(2), 2) == 2 * 15

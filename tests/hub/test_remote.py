@@ -210,11 +210,13 @@ def test_a_gated_model_without_access_still_shows_its_public_facts(toy, tmp_path
     asked = [
         f'{name}("{MODEL}")' for name in ("list_files", "hub_facts", "read_tensors", "check_model", "directory_tree")
     ]
-    with HubStandIn(toy, "gated-not-granted", about=about) as stand_in:
+    here = shutil.copytree(toy, tmp_path / "published")
+    (here / "empty.txt").touch()
+    with HubStandIn(here, "gated-not-granted", about=about) as stand_in:
         answers = look(stand_in.url, tmp_path, *asked, HF_TOKEN=TOKEN)
     (files, warned), (facts, _), *refused = (answers[call] for call in asked)
     pd.testing.assert_frame_equal(
-        files[["file", "size", "description"]], mt.list_files(toy)[["file", "size", "description"]]
+        files[["file", "size", "description"]], mt.list_files(here)[["file", "size", "description"]]
     )
     assert files["parameters"].isna().all()
     assert len(warned) == 1 and warned[0].startswith("Files and sizes only.") and "is gated" in warned[0]

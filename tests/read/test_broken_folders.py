@@ -15,7 +15,7 @@ import pytest
 
 import model_tools as mt
 from base_model.architecture.config import read_architecture
-from base_model.read.folder import _gaps, read_json
+from base_model.read.folder import _gaps, is_file, is_folder, read_json
 from tests.folders import toy_tokenizer, write_tensors, write_toy
 
 CONFIG, INDEX, ONE, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
@@ -766,3 +766,8 @@ def test_a_settings_file_of_as_many_bytes_as_may_be(tmp_path, monkeypatch):
     monkeypatch.setattr("base_model.read.folder.MAX_JSON_BYTES", 7)
     with pytest.raises(mt.ModelError, match="is 8 bytes, too large for a settings file"):
         read_json(tmp_path / CONFIG)
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "a\0b"])
+def test_a_name_that_no_disk_can_hold_is_neither_folder_nor_file(name):
+    assert not is_folder(Path(name)) and not is_file(Path(name))

@@ -250,6 +250,16 @@ UNSAID = {name: pack for name, (pack, _) in LAYOUTS.items() if name not in ("non
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("weight", "scales", "parameters"), [((), (), 1), ((4, 0), (4, 0), 0), ((4, 8), (4, 0), 32)])
+def test_what_mlx_would_not_pack_is_counted_as_it_is(weight, scales, parameters, tmp_path):
+    tensors = {"weight": ("U32", weight), "scales": ("BF16", scales), "biases": ("BF16", scales)}
+    write(tmp_path, {f"model.layers.0.mlp.up_proj.{part}": one for part, one in tensors.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = mt.read_tensors(tmp_path).set_index("tensor")["parameters"]
+    assert found["model.layers.0.mlp.up_proj.weight"] == parameters
+
+
 @pytest.mark.parametrize("words", [None, {"quant_method": "new-one"}, {"quant_method": "fp8"}])
 @pytest.mark.parametrize("layout", UNSAID)
 def test_the_neighbours_tell_how_a_tensor_is_packed(layout, words, tmp_path):

@@ -128,6 +128,12 @@ def test_groups_add_up(llama_3b, by):
     assert groups["share"].sum() == pytest.approx(1)
 
 
+def test_a_group_of_one_parameter_has_its_bits():
+    one = pd.DataFrame({"dtype": ["BF16", "I8"], "parameters": [1, 0], "bytes": [2, 1]})
+    bits = mt.group_parameters(one, "dtype")["bits_per_parameter"]
+    assert bits["BF16"] == 16 and pd.isna(bits["I8"])
+
+
 def test_groups_by_file_and_unknown_groups(llama_3b):
     tensors = mt.read_tensors(llama_3b)
     assert list(mt.group_parameters(tensors, "file")["parameters"]) == [1_249_689_600, 1_233_199_104, 729_861_120]

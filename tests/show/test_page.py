@@ -98,6 +98,20 @@ def test_the_page_holds_no_code(notebook, tmp_path):
     assert "seen" in html and "secret" not in html
 
 
+def test_a_saved_notebook_does_not_differ_by_the_clock(notebook, tmp_path):
+    notebook("1 + 1")
+    ran = nbformat.read(page.run_notebook(tmp_path / "model") / "base_model_visualize.ipynb", as_version=4)
+    assert "execution" not in ran.cells[0].metadata
+
+
+def test_what_was_run_is_kept_if_no_page_can_be_made_of_it(notebook, tmp_path, monkeypatch):
+    notebook("1 + 1")
+    monkeypatch.setattr(page, "_page_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page.run_notebook(tmp_path / "model")
+    assert (page.RUNS / "model" / "base_model_visualize.ipynb").is_file()
+
+
 def test_the_last_run_is_found_by_its_model(notebook, toy, tmp_path):
     with pytest.raises(mt.ModelError, match=r"There is no runs.*toy.*make notebook"):
         page.last_run(str(toy))

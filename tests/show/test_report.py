@@ -49,7 +49,7 @@ def test_markdown_aligns_numbers_and_cuts_nothing():
 
 def test_headings_are_words_with_units():
     names = ["first_token_s", "tokens_per_s", "peak_bytes", "bytes", "kv_heads", "bits_per_parameter", "tensors"]
-    assert mt.markdown_table(pd.DataFrame([[1] * 7] * 2, columns=names)).splitlines()[0] == (
+    assert mt.markdown_table(pd.DataFrame([[1] * 7] * 3, columns=names)).splitlines()[0] == (
         "| first token (s) | tokens/s | peak | bytes | KV heads | bits per parameter | tensors |"
     )
 
@@ -389,3 +389,18 @@ def test_any_rows_of_objects_are_a_table(tables, tmp_path):
     (tmp_path / "report.json").write_text(f'{HEAD}, "tables": {tables}}}')
     ((_, table),) = mt.read_report(tmp_path).items()
     assert isinstance(table, pd.DataFrame)
+
+
+def test_a_file_may_be_as_large_as_the_limit(save, tmp_path, monkeypatch):
+    path = save(tmp_path / "out").with_name("report.json")
+    monkeypatch.setattr(report, "MAX_BYTES", path.stat().st_size)
+    assert mt.read_report(path.parent)
+    monkeypatch.setattr(report, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(mt.ModelError, match="too large for a report"):
+        mt.read_report(path.parent)
+
+
+def test_four_rows_of_many_columns_stand_upright():
+    cards = pd.DataFrame([[1] * 12] * 4, columns=[f"c{number}" for number in range(12)])
+    assert mt.markdown_table(cards).splitlines()[0] == "| c0 | 1 | 1 | 1 | 1 |"
+    assert mt.markdown_table(cards.drop(columns="c11")).startswith("| c0 | c1 |")

@@ -93,6 +93,31 @@ def test_time_has_the_unit_that_suits_it(low, high, words):
     assert sentences.hours_in_words(low, high) == words
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1e15, "1e+15"),
+        (1234, "1,200"),
+        (100, "100"),
+        (99.4, "99"),
+        (10, "10"),
+        (9.95, "9.9"),
+        (1, "1.0"),
+        (0.456, "0.46"),
+    ],
+)
+def test_figures_have_two_digits_that_mean_something(value, words):
+    assert sentences._round(value) == words
+
+
+@pytest.mark.parametrize(("second", "told"), [(98.0, "the fastest here"), (98.1, "vary too much")])
+def test_a_winner_is_ahead_by_more_than_the_runs_vary(second, told):
+    runs = pd.DataFrame(
+        {"method": ["a", "b"], "device": "cpu", "tokens_per_s": [100.0, second], "spread": [0.01, 0.02]}
+    )
+    assert told in mt.in_words(runs)
+
+
 def test_a_sentence_for_what_was_skipped_is_empty_and_other_tables_are_told(answer):
     assert mt.in_words(None) == "" == mt.in_words(answer.head(0))
     with pytest.raises(mt.ModelError, match="no sentence"):

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from base_model.train import accuracy, runs
+from base_model.train.runs import WITHIN
 
 
 def test_every_published_run_has_an_architecture_or_a_reason():
@@ -83,3 +84,9 @@ def test_the_pace_of_a_published_run_is_planned_with_its_memory():
     assert table["published_tokens_per_s"][0] == 3062.7
     assert table["slow"][0] < 3062.7 < table["fast"][0]
     assert table["slow"][0] < table["planned_tokens_per_s"][0] < table["fast"][0]
+
+
+def test_the_page_states_what_differences_are_held_to():
+    words = accuracy.OPENING.replace("\n", " ")
+    assert "within 5% of an *allocated* peak" in words and WITHIN["allocated"] == (-0.05, 0.05)
+    assert "at most 20% below and 5% above" in words and WITHIN["reserved"] == (-0.20, 0.05)
