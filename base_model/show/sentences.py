@@ -205,7 +205,7 @@ def _trap(peaks: pd.Series) -> str:
     """What PEFT's preparation for 4 bits costs, if both are known; "" where it costs nothing."""
     if not {QLORA, PREPARED}.issubset(peaks.index) or pd.isna(cost := peaks[PREPARED] - peaks[QLORA]) or cost <= 0:
         return ""
-    return f" QLoRA's trap, `prepare_model_for_kbit_training`, would cost {format_bytes(int(cost))} more."
+    return f" QLoRA's trap, prepare_model_for_kbit_training, would cost {format_bytes(int(cost))} more."
 
 
 def _note(table: pd.DataFrame) -> str:

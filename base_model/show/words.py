@@ -81,7 +81,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _words(table: pd.DataFrame) -> pd.DataFrame:
     words = table.apply(lambda column: column.map(lambda value: _in_words(str(column.name), value)).astype("str"))
-    if "trainable" in table and "share" in table:  # as PEFT prints it, which is also how small they are
+    if {"adapter", "share"}.issubset(table):  # as PEFT prints it, which is also how small they are
         words["share"] = table["share"].map(lambda share: "n/a" if pd.isna(share) else f"{share:.4%}")
     return words
 
