@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -172,9 +173,19 @@ def tests_of(place: Path) -> dict[tuple[str, int], list[str]]:
 def chosen(change: Change, run: dict[tuple[str, int], list[str]], times: dict[str, float]) -> list[str]:
     """The tests to try on a change: of its own room first, quickest first, for `SECONDS`.
 
-    What runs when a module is imported is run for every test, and no test is noted for it.
+    What runs when a module is imported is noted for no test: then all that run anything of it, and all whose file names
+    it.
     """
-    names = {name for line in change.lines for name in run.get((change.file, line), ())} if change.lines else set(times)
+    lines = change.lines or [line for file, line in run if file == change.file]
+    names = {name for line in lines for name in run.get((change.file, line), ())}
+    if not change.lines:
+        importing = re.compile(
+            rf"import .*\b{Path(change.file).stem}\b|{'.'.join(Path(change.file).with_suffix('').parts)}"
+        )
+        naming = {
+            file for file in ROOT.glob("tests/**/test_*.py") if importing.search(file.read_text(encoding="utf-8"))
+        }
+        names |= {name for name in times if ROOT / name.partition("::")[0] in naming}
     room, taken, seconds = f"tests/{Path(change.file).parent.name}/", [], 0.0
     for name in sorted(names, key=lambda name: (not name.startswith(room), times[name])):
         seconds += times[name]

@@ -69,7 +69,7 @@ def test_plan_for_a_card_is_the_answer(toy, monkeypatch):
     rows = json.loads(CliRunner().invoke(commands.app, [*words, "--json"]).stdout)
     assert rows[0]["verdict"] == "fits" and rows[0]["batch"] >= 1
     told = CliRunner().invoke(commands.app, words).stdout
-    assert "Methods that fit come first" in told.replace("\n", " ")
+    assert "Of the methods that fit, those within" in told.replace("\n", " ")
     first = rows[0]
     row = f"{toy} --method '{first['method']}' --batch {first['batch']} --tokens 32"
     row += " --checkpointing" * first["checkpointing"]

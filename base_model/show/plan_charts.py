@@ -68,7 +68,7 @@ def plot_memory(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     _log_axes(ax, contexts[:: -(-len(contexts) // (4 if is_narrow(ax) else MOST_TICKS))])
     _name_lines(ax)
     title(ax, longest_in_words(plan))
-    subtitle(ax, "Memory to run it (weights and KV cache) by text length, against the memory of common cards")
+    subtitle(ax, "Memory to run it (weights and KV cache) by text length; the line is what is free here")
     ax.set(xlabel="context (tokens, log scale)", ylabel="memory (log scale)")
     return ax
 

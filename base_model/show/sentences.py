@@ -125,9 +125,11 @@ def _on_checks(checks: pd.DataFrame) -> str:
     words = f"{checks['match'].sum()} of {_count(len(checks), 'check')} match"
     if wrong := list(checks.loc[~checks["match"].astype(bool), "check"]):
         return f"{words}; these do not: {', '.join(wrong[:3])}."
-    if "difference" in checks:
-        return f"{words}; the largest difference is {checks['difference'].abs().max():.1%}."
-    return f"{words}."
+    if "difference" not in checks:
+        return f"{words}."
+    most = checks["difference"].abs().groupby(checks["check"].str.rpartition(": ")[2]).max()
+    known = [f"{kind}s to within {most[kind]:.1%}" for kind in ("peak", "step") if kind in most]
+    return f"{words}: {_listed(known)}." if known else f"{words}."
 
 
 def _on_lengths(lengths: pd.DataFrame) -> str:
@@ -229,9 +231,8 @@ def _ratios(cards: pd.DataFrame) -> str:
     if len(speeds) < 2:
         return ""
     slowest, *rest = speeds.index
-    pace = {gpu: _round(speeds[gpu] / speeds[slowest]) for gpu in rest}
-    each = [f"{gpu} is {times}" if gpu == rest[0] else f"the {gpu} {times}" for gpu, times in pace.items()]
-    return f" The {_listed(each)} times as fast as the {slowest}."
+    times = [f"the {gpu}{' is' * (gpu == rest[0])} {_round(speeds[gpu] / speeds[slowest])} times" for gpu in rest]
+    return f" Compared with the {slowest}, {_listed(times)} as fast."
 
 
 def _on_time(plan: pd.DataFrame) -> str:
@@ -267,7 +268,7 @@ def _on_runs(runs: pd.DataFrame) -> str:
         return "No speed was measured: the answers are too short."
     best, noise = ranked.iloc[0], max(ranked["spread"].max(), 0.02)
     close = len(ranked) > 1 and ranked["tokens_per_s"].iloc[1:].max() > best["tokens_per_s"] * (1 - noise)
-    place = f"{best['method']} on {best['device']} makes {_round(best['tokens_per_s'])} tokens/s"
+    place = f"{best['method']} on {best['device']} generates {_round(best['tokens_per_s'])} tokens/s"
     return f"{place}; the runs vary too much to name a winner." if close else f"{place}, the fastest here."
 
 

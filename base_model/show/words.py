@@ -131,6 +131,8 @@ def markdown_table(table: pd.DataFrame) -> str:
     rules = ["---:" if _is_number(table[name]) else ":---" for name in table]
     if len(table) and len(rules) >= 3 * len(table):
         lines, rules = [list(line) for line in zip(*lines, strict=True)], [":---", *["---:"] * len(table)]
+        if _is_number(table.iloc[:, 0]):  # no name to head a column
+            lines.insert(0, ["fact", *["value"] * len(table)])
     lines = [[escape(cell) for cell in line] for line in lines]
     lines.insert(1, rules)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -238,7 +240,7 @@ def _on_memory(inference: pd.DataFrame) -> str:
     rows = inference.drop_duplicates("precision").dropna(subset="largest_context")
     fits = [f"{row.precision} up to {row.largest_context:,} tokens" for row in rows.itertuples() if row.largest_context]
     free = f"{format_bytes(inference['usable_bytes'].iloc[0])} free on {inference['device'].iloc[0]}"
-    return f"**Will it fit?** With {free}: {', '.join(fits) or 'in none of the precisions'}."
+    return f"**Does it run here?** With {free}: {', '.join(fits) or 'in none of the precisions'}."
 
 
 def _on_adapters(adapters: pd.DataFrame) -> str:

@@ -196,7 +196,7 @@ def _padding(tokenizer: Any, stated: dict[str, list[int]]) -> str:
     if pad is None:
         return "none: before tuning in batches, choose a special token that nothing else uses"
     if pad in ends:
-        return "the same as EOS: masking padding by its id masks true ends too, and the tuned model may never stop"
+        return "the same as EOS: a script that masks padding by its id masks true ends, too (TRL masks it by its place)"
     return "a token of its own: padding can be masked by its id"
 
 

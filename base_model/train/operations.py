@@ -54,7 +54,9 @@ class Tape:
         outputs = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
         if (not inputs and not outputs) or _is_alias(func, inputs, outputs):
             return
-        self.costs[_cost(func, packet, args, kwargs, inputs, outputs, out)] += times
+        cost = _cost(func, packet, args, kwargs, inputs, outputs, out)
+        for part in _one_after_the_other(cost, inputs, outputs) if packet is GEMM_4BIT else [cost]:
+            self.costs[part] += times
 
 
 def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any, out: Any) -> Cost:
@@ -67,6 +69,20 @@ def _cost(func: Any, packet: Any, args: Any, kwargs: Any, inputs: Any, outputs: 
     return Cost(flops, dtype, moved, packet in ATTENTION, LAUNCHES.get(packet, 1))
 
 
+def _one_after_the_other(cost: Cost, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list[Cost]:
+    """bitsandbytes' product on 4 bits: the weight is unpacked and written, then read for a product like any other.
+
+    For few rows, by kind of card, bitsandbytes has a kernel that does both at once and takes no longer than that.
+    """
+    factor, *packed = inputs
+    columns = factor.shape[-1]
+    weight = outputs[0].numel() // (factor.numel() // columns) * columns * factor.itemsize
+    return [
+        Cost(0, cost.dtype, sum(map(_bytes, packed)) + weight, launches=cost.launches - 1),
+        Cost(cost.flops, cost.dtype, _bytes(factor) + weight + _bytes(outputs[0])),
+    ]
+
+
 def _moved(
     func: Any, packet: Any, args: Any, kwargs: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
 ) -> int:
@@ -75,10 +91,6 @@ def _moved(
     changed = _changed(func, args, kwargs) if not outputs else []
     if packet in PICKS:
         return 2 * written
-    if packet is torch.ops.bitsandbytes.gemm_4bit:  # the weight is unpacked, written and read again
-        rows, columns = written // inputs[0].itemsize, inputs[0].shape[-1]
-        weight = rows // (inputs[0].numel() // columns) * columns * inputs[0].itemsize
-        return sum(map(_bytes, inputs)) + written + 2 * weight
     if packet is aten.embedding_dense_backward:
         return written + _bytes(inputs[0])
     return sum(map(_bytes, inputs)) + written + sum(map(_bytes, changed))
@@ -148,6 +160,7 @@ _BITSANDBYTES = (
     "gemm_4bit", "dequantize_4bit", "dequantize_blockwise", "optimizer_update_8bit_blockwise", "optimizer_update_32bit",
 )  # fmt: skip
 LAUNCHES = {getattr(torch.ops.bitsandbytes, name): 8 for name in _BITSANDBYTES}
+GEMM_4BIT = torch.ops.bitsandbytes.gemm_4bit
 ADD_PRODUCT = add_product._opoverload._overloadpacket
 UPDATE_8BIT = torch.ops.bitsandbytes.optimizer_update_8bit_blockwise
 ATTENTION = {one._opoverload._overloadpacket for one in (attention_of, gradients_of_attention)}
@@ -156,7 +169,7 @@ FORMULAS: dict[Any, Any] = {
     gradients_of_attention._opoverload._overloadpacket: _attention_backward_flops,
     ADD_PRODUCT: _product,
     UPDATE_8BIT: _update_8bit,
-    torch.ops.bitsandbytes.gemm_4bit: _on_packed,
+    GEMM_4BIT: _on_packed,
     torch.ops.bitsandbytes.int8_scaled_mm: _on_rows,
     aten._grouped_mm: _grouped,
 }

@@ -191,7 +191,7 @@ def recommend(
     (published for Llama-3.2-3B on one task, else <NA>), `why`, `longest` (tokens at batch 1), `tokens_per_s`,
     `devices`, `least_bytes` (the peak at batch 1, along a line through models of a few layers), `trainable`
     (parameters).
-    What fits comes first; among that, methods whose published accuracy is within 0.05 of the best; then the faster.
+    Of the methods that fit, those within 0.05 of the best published accuracy come first, the fastest of them on top.
     An interrupted search keeps what it has found. Raises ModelError.
     """
     from base_model.text.lengths import batch_tokens, text_lengths

@@ -23,7 +23,9 @@ COLUMNS = (
     "accuracy", "why", "longest", "tokens_per_s", "devices", "least_bytes", "trainable",
 )  # fmt: skip
 WHOLE = ("batch", "peak_bytes", "longest", "least_bytes", "trainable")
-RULE = "Methods that fit come first; of these, the ones within 0.05 of the best published accuracy; then the faster."
+RULE = (
+    "Of the methods that fit, those within 0.05 of the best published accuracy come first, the fastest of them on top."
+)
 FEWEST_STEPS = 16  # in an epoch of the data: fewer learn little, however fast
 ALIKE = 0.05  # accuracies that one model and one task do not tell apart
 

@@ -46,7 +46,6 @@ parser.add_argument("--steps", type=int, default=-1, help="steps in all; one epo
 '''
 MORE = (
     'output_dir=str(HERE / "checkpoints"),',
-    "num_train_epochs=1,",
     "max_steps=options.steps,",
     'eval_strategy="steps",',
     "eval_steps=100,",

@@ -147,6 +147,7 @@ def _arguments(choice: Choice) -> list[str]:
     return [
         f"per_device_train_batch_size={choice.batch!r},  # gradient_accumulation_steps=4 would join four such batches",
         f"max_length={choice.tokens!r},  # tokens; what is longer is cut",
+        "num_train_epochs=1,",
         f"activation_checkpointing={choice.checkpointing!r},{f'  # {kept}' if kept else ''}",
         f"optim={choice.method.optim!r},",
         f"learning_rate={choice.rate!r},  # where to begin: the first thing to vary",

@@ -141,6 +141,7 @@ def test_the_defaults_tell_their_targets(toy):
         "LoRA r16, attention",
         "LoRA r16, all linear",
         "DoRA r16",
+        "DoRA r16, all linear",
         "IA-3",
         "IA-3, all projections",
         "LN tuning",

@@ -401,6 +401,15 @@ def test_a_file_may_be_as_large_as_the_limit(save, tmp_path, monkeypatch):
 
 
 def test_four_rows_of_many_columns_stand_upright():
-    cards = pd.DataFrame([[1] * 12] * 4, columns=[f"c{number}" for number in range(12)])
-    assert mt.markdown_table(cards).splitlines()[0] == "| c0 | 1 | 1 | 1 | 1 |"
+    cards = pd.DataFrame([["A", *[1] * 11]] * 4, columns=[f"c{number}" for number in range(12)])
+    assert mt.markdown_table(cards).splitlines()[0] == "| c0 | A | A | A | A |"
     assert mt.markdown_table(cards.drop(columns="c11")).startswith("| c0 | c1 |")
+
+
+def test_figures_without_a_name_stand_under_a_heading():
+    lines = mt.markdown_table(pd.DataFrame({"loss": [5.13], "perplexity": [169], "device": ["cpu"]})).splitlines()
+    assert lines[0] == "| fact | value |" and lines[2:] == [
+        "| loss | 5.13 |",
+        "| perplexity | 169 |",
+        "| device | cpu |",
+    ]

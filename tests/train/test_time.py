@@ -10,7 +10,7 @@ from base_model.architecture.config import read_architecture
 from base_model.train import time
 from base_model.train.gpus import CPU
 from base_model.train.methods import METHODS, packing_of
-from base_model.train.operations import Cost
+from base_model.train.operations import Cost, Tape
 from base_model.train.runs import LLAMA_3_2_3B
 from base_model.train.time import COLUMNS, step_costs, time_on
 from tests.folders import write_toy
@@ -75,8 +75,6 @@ def test_a_step_is_one_step(toy):
 def test_a_list_that_is_changed_in_place_is_read_and_written():
     import torch
 
-    from base_model.train.operations import Tape
-
     tensors = [torch.empty(1000, device="meta") for _ in range(3)]
     tape = Tape()
     tape(torch.ops.aten._foreach_mul_.Scalar, (tensors, 2.0), {}, None)
@@ -86,8 +84,6 @@ def test_a_list_that_is_changed_in_place_is_read_and_written():
 
 def test_views_and_allocations_cost_nothing():
     import torch
-
-    from base_model.train.operations import Tape
 
     tape, one = Tape(), torch.empty(4, 4, device="meta")
     tape(torch.ops.aten.view.default, (one, [16]), {}, one.view(16))
@@ -99,8 +95,6 @@ def test_views_and_allocations_cost_nothing():
 
 def test_the_embedding_reads_only_the_rows_it_gives():
     import torch
-
-    from base_model.train.operations import Tape
 
     table, ids = torch.empty(1000, 8, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
     tape = Tape()
@@ -161,7 +155,6 @@ def test_the_product_of_trls_loss_is_of_its_factors_dtype():
     import torch
 
     from base_model.train.device import add_product
-    from base_model.train.operations import Tape
 
     tape, sum_of = Tape(), torch.empty(4, 8, device="meta")
     factors = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((4, 16), (16, 8))]
@@ -177,8 +170,22 @@ def test_bitsandbytes_launches_take_the_host_longer(toy):
     adapter, packing = peft.LoraConfig(task_type="CAUSAL_LM"), packing_of(METHODS[-1])
     args = {"per_device_train_batch_size": 1, "gradient_checkpointing": False}
     costs, *_ = step_costs(read_architecture(toy), args, adapter, packing, 64, "trl", None)
-    assert {cost.launches for cost in costs} == {1, 8}
+    assert {cost.launches for cost in costs} == {1, 7, 8}  # a product on 4 bits: seven to unpack, one to multiply
     assert all(cost.launches == 1 for cost in costs_of(toy, adapter)[0])
+
+
+def test_a_weight_of_4_bits_is_unpacked_before_it_is_multiplied():
+    """By hand, 8 x 64 values by a weight of 32 x 64: packed, half a byte each, and as bfloat16."""
+    import torch
+
+    tape, meta = Tape(), {"device": "meta"}
+    x, packed = torch.empty(8, 64, dtype=torch.bfloat16, **meta), torch.empty(1024, 1, dtype=torch.uint8, **meta)
+    absmax, out = torch.empty(32, **meta), torch.empty(8, 32, dtype=torch.bfloat16, **meta)
+    tape(torch.ops.bitsandbytes.gemm_4bit.default, (x, packed, [32, 64], absmax, 64, "nf4"), {}, out)
+    unpack, product = tape.costs
+    assert (unpack.flops, unpack.moved, unpack.launches) == (0, 1024 + 32 * 4 + 32 * 64 * 2, 7)
+    assert (product.flops, product.moved) == (2 * 8 * 64 * 32, (8 * 64 + 32 * 64 + 8 * 32) * 2)
+    assert product.launches == 1 and product.dtype == unpack.dtype == "bfloat16"
 
 
 def test_a_short_step_waits_for_its_host_which_may_take_half_or_twice_the_time():
