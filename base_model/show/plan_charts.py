@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 MOST_LINES, MOST_TICKS = 12, 16  # as many as can be told apart, and as many as have room
 OUTSIDE = -3  # the place of what is in no layer, clear of layer 0
+SEEN = 0.003  # of the longest bar: a part that is nowhere larger cannot be seen, and has no name in the legend
 # The parts of training memory, as they are stacked. The embedding keeps its colour of the other charts; the logits have
 # that of the head, which makes them.
 PARTS = {
@@ -152,7 +153,8 @@ def plot_training(plan: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     sizes = plan.filter(like="_bytes").astype("Float64").fillna(0).astype(float) / GIB
     parts = sizes.rename(columns=lambda name: name.removesuffix("_bytes"))
     parts["other weights"] = parts["weights"] - parts["embedding"]
-    parts = parts[[part for part in PARTS if part in parts and parts[part].any()]]
+    least = SEEN * sizes["peak_bytes"].max()
+    parts = parts[[part for part in PARTS if part in parts and parts[part].max() > least]]
     stack_bars(ax, parts, PARTS)
     name_rows(ax, plan["method"] if "method" in plan else ["step"] * len(plan))
     labels = ["n/a" if pd.isna(peak) else format_bytes(peak) for peak in plan["peak_bytes"]]

@@ -322,6 +322,16 @@ def test_mps_has_what_apple_recommends(monkeypatch):
     assert machine.usable_bytes("mps") == 4 * GIB
 
 
+def test_a_model_is_planned_for_the_accelerator_where_there_is_one(monkeypatch, toy):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
+    plan = mt.plan_inference(toy, [64])
+    assert set(plan["device"]) == {"cuda:0"} and (plan["usable_bytes"] == GIB).all()
+
+
 def test_every_gpu_is_a_row(monkeypatch):
     import torch
 

@@ -159,3 +159,8 @@ def test_run_notebook_gives_the_charts_their_drawings(tmp_path, monkeypatch):
     assert set(output.data) >= {"image/png", drawing.MIME} and output.data[drawing.MIME]["narrow"].startswith("<svg")
     assert set(executed.metadata["base_model_visualize"]) == {"machine", "date"}
     assert "<picture>" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("text", "columns"), [("| a | b |\n| --- | --- |", 2), ("| a |", 1), ("a | b", 0), ("", 0)])
+def test_the_columns_of_a_table_are_counted(text, columns):
+    assert article._columns({"text/markdown": text}) == columns

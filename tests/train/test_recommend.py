@@ -137,7 +137,17 @@ def test_the_nearest_thing_is_counted(tokens, words, monkeypatch):
 
 @pytest.mark.parametrize(
     ("memory", "size"),
-    [("24GiB", 24 * 2**30), ("24 GB", 24 * 10**9), (2**20, 2**20), ("1024 TiB", 2**50), ("3 MB", 3 * 10**6)],
+    [
+        ("24GiB", 24 * 2**30),
+        ("24 GB", 24 * 10**9),
+        (2**20, 2**20),
+        ("1024 TiB", 2**50),
+        ("3 MB", 3 * 10**6),
+        ("0.5 tb", 5 * 10**11),
+        ("900MiB", 900 * 2**20),
+        ("2000 KiB", 2000 * 2**10),
+        ("30000000 b", 30_000_000),
+    ],
 )
 def test_a_memory_is_read(memory, size):
     assert places.bytes_of(memory) == size

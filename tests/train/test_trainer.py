@@ -433,3 +433,14 @@ def test_arguments_in_a_dict_may_be_those_of_hf_s_trainer(toy):
         plan(toy, {"packing": True}, trainer="hf")
     with pytest.raises(ModelError, match="not 'hff'"):
         plan(toy, trainer="hff")
+
+
+def test_a_trainer_that_says_nothing_of_lengths_is_planned_at_those_of_trl():
+    import dataclasses
+
+    from trl import SFTConfig
+
+    from base_model.train.arguments import DEFAULT_TOKENS
+
+    usual = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+    assert usual["max_length"] == DEFAULT_TOKENS
