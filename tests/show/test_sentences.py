@@ -116,6 +116,7 @@ def test_a_winner_is_ahead_by_more_than_the_runs_vary(second, told):
         {"method": ["a", "b"], "device": "cpu", "tokens_per_s": [100.0, second], "spread": [0.01, 0.02]}
     )
     assert told in mt.in_words(runs)
+    assert told in mt.in_words(runs.assign(spread=0.0))  # of a run or two, spread says little
 
 
 def test_a_sentence_for_what_was_skipped_is_empty_and_other_tables_are_told(answer):

@@ -366,3 +366,11 @@ def test_what_a_search_warns_of_is_said_once(toy, monkeypatch):
         table = mt.recommend(toy, gpu="4090")
     assert [str(one.message) for one in caught if one.category is not DeprecationWarning] == ["half of it is a guess"]
     assert (table["why"] == "it cannot be planned").all() and (table["verdict"] == "not planned").all()
+
+
+def test_what_is_tight_comes_before_what_does_not_fit():
+    table = pd.DataFrame({
+        "verdict": ["not planned", "does not fit", "tight", "fits"], "accuracy": pd.array([0.9, 0.9, 0.3, 0.9], dtype="Float64"),
+        "tokens_per_s": [9.0, 9.0, 1.0, 0.5], "peak_bytes": pd.array([1, 2, 3, 4], dtype="Int64"),
+    })  # fmt: skip
+    assert list(room.ranked(table)["verdict"]) == ["fits", "tight", "does not fit", "not planned"]
