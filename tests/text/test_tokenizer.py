@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 import model_tools as mt
-from tests.folders import LLAMA_3B, write_tensors
+from tests.folders import LLAMA_3B, write_tensors, write_toy
 
 TEXT = "Hello, wörld 🙂 日本!"
 HOSTILE = "<script>alert(1)</script> & $x^2$ \x1b[31m"
@@ -271,3 +271,18 @@ def test_a_broken_tokenizer_is_told(toy, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(mt.ModelError, match=r"tokenizer in .* cannot be loaded"):
         mt.describe_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "unheard-of"])
+def test_a_tokenizer_without_a_class_has_that_of_its_models_type(kind, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = write_toy(tmp_path / "toy")
+    for name, changes in (("config.json", {"model_type": kind}), ("tokenizer_config.json", {"tokenizer_class": None})):
+        stated = json.loads((folder / name).read_text()) | changes
+        stated = {key: value for key, value in stated.items() if value is not None and key != "architectures"}
+        (folder / name).write_text(json.dumps(stated))
+    ours = dict(mt.describe_tokenizer(folder).itertuples(index=False))["class"]
+    assert ours == (
+        "TokenizersBackend" if kind == "unheard-of" else type(AutoTokenizer.from_pretrained(folder)).__name__
+    )
