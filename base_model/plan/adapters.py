@@ -40,12 +40,14 @@ def default_adapters(skeleton: Any) -> dict[str, Any]:
     inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, mlp)
     layer_norms = constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING.get(kind, list(norms))
     everything: dict[str, Any] = {"target_modules": "all-linear", "exclude_modules": refused or None}
+    # Experts that one tensor holds are among "all-linear" for PEFT, but not for its DoRA.
+    fused = any(one.ndim == 3 and "experts" in name for name, one in skeleton.named_parameters())
     adapters = {
         f"LoRA r{RANK}": LoraConfig(r=RANK, target_modules=lora),
         **({f"LoRA r{RANK}, attention": LoraConfig(r=RANK, target_modules=own)} if set(own) > set(lora) else {}),
         f"LoRA r{RANK}, all linear": LoraConfig(r=RANK, **everything),
         f"DoRA r{RANK}": LoraConfig(r=RANK, use_dora=True, target_modules=lora),
-        f"DoRA r{RANK}, all linear": LoraConfig(r=RANK, use_dora=True, **everything),
+        **({} if fused else {f"DoRA r{RANK}, all linear": LoraConfig(r=RANK, use_dora=True, **everything)}),
         "IA-3": IA3Config(target_modules=ia3, feedforward_modules=inner),
         "IA-3, all projections": IA3Config(target_modules=list(linear), feedforward_modules=mlp),
         "LN tuning": LNTuningConfig(target_modules=layer_norms),
