@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,12 @@ def test_names_cannot_steer_the_terminal(toy, tmp_path):
         done = run(*words)
         assert not [char for char in done.stdout + done.stderr if not char.isprintable() and char != "\n"], words
     assert odd in {row["file"] for row in json.loads(run("files", folder, "--json").stdout)}
+
+
+def test_a_script_that_is_only_written_is_the_one_that_is_tried():
+    usual = [
+        {name: one.default for name, one in signature(verb).parameters.items()}
+        for verb in (commands.write, commands.train)
+    ]
+    shared = {"method": "LoRA r16, all linear", "batch": 4, "tokens": 256, "checkpointing": False, "data": None}
+    assert all(shared.items() <= defaults.items() for defaults in usual)

@@ -8,6 +8,7 @@ from math import prod
 import pytest
 
 import model_tools as mt
+from base_model.read.counting import INTEGERS
 from base_model.read.headers import BITS
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -467,3 +468,7 @@ def test_the_dense_architecture_is_a_second_witness(into, told, tmp_path):
         warnings.simplefilter("always")
         mt.read_tensors(tmp_path)
     assert [("the architecture has 30,016" in str(one.message)) for one in caught] == [True] * told
+
+
+def test_integers_have_the_bits_of_their_names():
+    assert all(bits == int(name[1:]) for name, bits in INTEGERS.items())

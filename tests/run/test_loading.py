@@ -44,3 +44,13 @@ def test_no_end_of_text_is_no_fault(toy, tmp_path):
     shutil.copytree(toy, tmp_path / "toy")
     (tmp_path / "toy" / "generation_config.json").write_text('{"eos_token_id": []}')
     assert mt.load_model(tmp_path / "toy")[0].generation_config.eos_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "pad"), [({"eos_token_id": [2, 5]}, 2), ({"eos_token_id": 5, "pad_token_id": 7}, 7)]
+)
+def test_without_a_pad_token_the_first_end_of_text_pads(stated, pad):
+    from transformers import GenerationConfig
+
+    made = loading._greedy(GenerationConfig(**stated, temperature=0.3, do_sample=True))
+    assert (made.pad_token_id, made.eos_token_id, made.do_sample) == (pad, stated["eos_token_id"], False)
