@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -120,3 +121,16 @@ def test_an_unknown_card_has_no_planned_time(toy, monkeypatch):
         table = trial.compared(read_architecture(toy), choice_of(LORA), list(map(json.loads, lines)))
     assert list(table["measured"]) == [99, 0.4]
     assert table["check"][0] == "peak of 2 x 64 tokens (bytes)" and pd.isna(table["planned"][1])
+
+
+@pytest.mark.parametrize(("times", "told"), [(2.9, 0), (3.1, 1)])
+def test_a_step_that_takes_far_longer_than_planned_is_told(toy, monkeypatch, times, told):
+    from base_model.architecture.config import read_architecture
+    from base_model.train.settings import choice_of
+
+    monkeypatch.setattr(trial, "_seconds", lambda *_: 1.0)
+    steps = [{"batch": 2, "tokens": 64, "seconds": times, "peak_bytes": None}] * 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trial.compared(read_architecture(toy), choice_of(LORA), steps)
+    assert sum("longer than planned" in str(one.message) for one in caught) == told
