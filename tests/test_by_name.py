@@ -15,6 +15,7 @@ import model_tools as mt
 from base_model.hub import locate
 from base_model.read import folder, headers
 from base_model.read.folder import file_sizes
+from tests.cards import with_card
 
 
 @pytest.fixture
@@ -174,9 +175,5 @@ def test_a_run_says_what_the_environment_chose(toy, monkeypatch):
 
 
 def test_a_run_is_for_the_last_device_which_is_the_accelerator(toy, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (3 * 2**30, 4 * 2**30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA L4")
+    with_card(monkeypatch, "NVIDIA L4", 3 * 2**30, 4 * 2**30)
     assert "Planned for this machine's cuda:0 (NVIDIA L4, 4.00 GiB). " in mt.this_run(toy)

@@ -62,7 +62,7 @@ def adapter_of(config: Any, method: Method) -> Any:
     )  # fmt: skip
 
 
-def trained_by(config: Any, method: Method) -> int:
+def trainable_of(config: Any, method: Method) -> int:
     """How many parameters a method trains; those of an adapter are counted by PEFT. Raises ModelError."""
     skeleton, adapter = skeleton_of(config), adapter_of(config, method)
     return count_parameters(skeleton) if adapter is None else attach(skeleton, adapter).get_nb_trainable_parameters()[0]

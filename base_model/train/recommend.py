@@ -11,7 +11,7 @@ import pandas as pd
 from base_model import ModelError, ModelWarning, format_bytes, require_whole, warn
 from base_model.architecture.config import count_parameters, skeleton_of
 from base_model.train.arguments import MOST_DEVICES
-from base_model.train.methods import METHODS, trained_by
+from base_model.train.methods import METHODS, trainable_of
 from base_model.train.places import FITTING, RESERVED, RESERVED_AT_BEST, Place, needed, verdict_of
 from base_model.train.progress import planning_bar
 from base_model.train.search import LENGTH, MOST_BATCH, Found, Search, Step, largest, longest_text
@@ -123,7 +123,7 @@ def outcome_of(search: Search) -> tuple[Found | ModelError, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            best = replace(largest(search), trained=trained_by(search.config, search.method))
+            best = replace(largest(search), trainable=trainable_of(search.config, search.method))
             found: Found | ModelError = with_longest(search, best)
         except ModelError as error:  # an architecture that this method cannot be planned for
             found = error
@@ -149,7 +149,7 @@ def row_of(search: Search, found: Found | ModelError, epoch: Callable[[int], flo
     cells = [batch, search.tokens, step.peak, share, verdict, low, high]
     why = _why(search, step, batch, verdict, exact)
     longest = pd.NA if found.longest is None else found.longest
-    return _cells(search, cells, why, longest, speed, int(min(least, step.peak)), found.trained)
+    return _cells(search, cells, why, longest, speed, int(min(least, step.peak)), found.trainable)
 
 
 def _cells(search: Search, cells: list[Any], why: str, longest: Any, speed: float, *last: Any) -> list[Any]:

@@ -36,7 +36,7 @@ class Step:
 class Found:
     """The largest `batch` that fits, or 1, and its `step`; `slope`, the bytes of one text more; `exact`, whether the
     whole model was planned; `least`, the peak with one text, as proposed; `longest`, the tokens that a text may have
-    at batch 1, None where there is no room for `LENGTH` tokens; `trained`, the parameters that the method trains.
+    at batch 1, None where there is no room for `LENGTH` tokens; `trainable`, the parameters that the method trains.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class Found:
     exact: bool
     least: float
     longest: int | None = None
-    trained: int | None = None
+    trainable: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from base_model.architecture.config import skeleton_of
 from base_model.plan import inference as plans
 from base_model.plan import machine
 from base_model.train.runs import LLAMA_3_2_3B
+from tests.cards import with_card
 from tests.folders import LLAMA_3B
 
 GIB = 2**30
@@ -323,11 +324,7 @@ def test_mps_has_what_apple_recommends(monkeypatch):
 
 
 def test_a_model_is_planned_for_the_accelerator_where_there_is_one(monkeypatch, toy):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (GIB, 24 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
+    with_card(monkeypatch, "a GPU", GIB, 24 * GIB)
     plan = mt.plan_inference(toy, [64])
     assert set(plan["device"]) == {"cuda:0"} and (plan["usable_bytes"] == GIB).all()
 

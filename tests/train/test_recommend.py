@@ -15,6 +15,7 @@ from base_model.train import recommend as room
 from base_model.train import search as searching
 from base_model.train.methods import METHODS, method_of
 from base_model.train.runs import LLAMA_3_2_3B
+from tests.cards import with_card
 from tests.folders import write_toy
 
 
@@ -212,17 +213,8 @@ def test_macos_keeps_a_part_of_its_memory_from_the_gpu():
     assert places.place_of("Apple M1 Max", None).usable == 48 * 2**30
 
 
-def with_card(monkeypatch, name):
-    """This machine has one card, of 16 GiB, 15 of them free."""
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (15 * 2**30, 16 * 2**30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: name)
-
-
 def test_the_card_of_this_machine_has_the_speed_of_its_sheet(monkeypatch):
-    with_card(monkeypatch, "Tesla T4")
+    with_card(monkeypatch, "Tesla T4", 15 * 2**30, 16 * 2**30)
     here = places.place_of(None, None)
     assert (here.name, here.usable, here.on["gpu"]) == ("this machine's cuda:0", 15 * 2**30, "NVIDIA Tesla T4")
     assert here.half and not here.cpu
@@ -230,7 +222,7 @@ def test_the_card_of_this_machine_has_the_speed_of_its_sheet(monkeypatch):
 
 
 def test_a_card_without_a_sheet_has_no_speed_and_says_so(monkeypatch, toy):
-    with_card(monkeypatch, "NVIDIA GeForce RTX 4090 Laptop GPU")
+    with_card(monkeypatch, "NVIDIA GeForce RTX 4090 Laptop GPU", 15 * 2**30, 16 * 2**30)
     with pytest.warns(mt.ModelWarning, match="Times are not planned.*4090"):
         here = places.place_of(None, None)
     assert here.on is None and here.usable == 15 * 2**30
@@ -241,7 +233,7 @@ def test_a_card_without_a_sheet_has_no_speed_and_says_so(monkeypatch, toy):
 
 
 def test_this_machine_among_other_cards(monkeypatch, toy):
-    with_card(monkeypatch, "Tesla T4")
+    with_card(monkeypatch, "Tesla T4", 15 * 2**30, 16 * 2**30)
     table = mt.compare_gpus(toy, [None, "RTX 4090", "T4"], 64, 1)
     assert list(table["gpu"]) == ["NVIDIA Tesla T4", "NVIDIA GeForce RTX 4090"]
 

@@ -12,6 +12,7 @@ import pytest
 import model_tools as mt
 from base_model.train import trial
 from base_model.train.settings import Precision
+from tests.cards import with_card
 from tests.train.test_script import LORA, PAIRS, write_data
 
 
@@ -105,16 +106,13 @@ def test_an_interrupt_ends_the_run(tmp_path, monkeypatch):
 
 def test_an_unknown_card_has_no_planned_time(toy, monkeypatch):
     """On an accelerator every step has its peak: the largest is compared, at its own batch."""
-    import torch
 
     from base_model.architecture.config import read_architecture
     from base_model.train.settings import choice_of
 
     here = Precision("cuda", True, False, "bfloat16")
     monkeypatch.setattr(trial, "precision_here", lambda choice: here)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (2**30, 2**30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA Imaginary 1")
+    with_card(monkeypatch, "NVIDIA Imaginary 1", 2**30, 2**30)
     lines = ['{"batch": 2, "tokens": 64, "seconds": 0.5, "peak_bytes": 99}'] * 2
     lines += ['{"batch": 2, "tokens": 40, "seconds": 0.3, "peak_bytes": 70}']
     with pytest.warns(mt.ModelWarning, match="Times are not planned"):
